@@ -33,7 +33,7 @@ const root = dirname(native);
 const target = `linux-${process.arch}`;
 const binary = join(root, 'prebuilds', target, 'podwire.node');
 
-const COMMON = ['-g', '-fPIC', '-Wall', '-Wextra', '-std=gnu11', '-fvisibility=hidden'];
+const COMMON = ['-D_GNU_SOURCE', '-g', '-fPIC', '-Wall', '-Wextra', '-std=gnu11', '-fvisibility=hidden'];
 const RELEASE = ['-O2', ...COMMON];
 const SANITIZE = [
   '-O1',

@@ -1,0 +1,184 @@
+/*
+ * From received datagrams to rows for TypeScript: every datagram is one inner packet (flannel's udp framing), and
+ * neighbours of one TCP or UDP flow are put together into a run that goes to the TUN as one superpacket.
+ *
+ * A packet joins a run only when segmenting the superpacket again gives the same packets: equal headers except length,
+ * id, checksum, sequence and PSH; consecutive sequence; equal payload size, only the last may be shorter; PSH or a
+ * short packet ends the run (the rules of the kernel's GRO, net/ipv4/tcp_offload.c). Without DF the ids must count up
+ * (RFC 6864: with DF they carry no meaning). Both checksums are verified before the first join, because a superpacket
+ * is written with NEEDS_CSUM and would hide corruption. UDP without a checksum is never joined.
+ */
+#include <errno.h>
+#include <string.h>
+#include "checksum.h"
+#include "engine.h"
+
+#define TCP_ACK 0x10
+#define TCP_PSH 0x08
+#define TCP_JOINABLE (TCP_ACK | TCP_PSH | 0x40 /* ECE */)
+#define UDP_RUN_SEGMENTS 64
+#define TCP_RUN_SEGMENTS 512 /* keeps the iovec list of one write well below UIO_MAXIOV */
+
+/* IPv4 header and L4 checksum as they arrived: both sums over themselves give all ones. */
+static bool checksums_hold(const uint8_t *p, const struct pw_ip *ip)
+{
+  if (ip->family == 4 && pw_fold(pw_sum(p, ip->l4)) != 0xffff)
+    return false;
+  const unsigned l4_bytes = ip->length - ip->l4;
+  return pw_fold(pw_pseudo_sum(p, ip) + htons((uint16_t)l4_bytes) + pw_sum(p + ip->l4, l4_bytes)) == 0xffff;
+}
+
+/* Bytes of IP + L4 header when the packet may be part of a run, else 0. */
+static unsigned joinable_header(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip)
+{
+  if (ip->fragment || ip->options)
+    return 0;
+  if (ip->protocol == IPPROTO_TCP && e->c.tun_tcp) {
+    if (ip->length < ip->l4 + 20u)
+      return 0;
+    const unsigned header = ip->l4 + (p[ip->l4 + 12] >> 4) * 4u;
+    const uint8_t flags = p[ip->l4 + 13];
+    if (header < ip->l4 + 20u || header >= ip->length || !(flags & TCP_ACK) || (flags & ~TCP_JOINABLE))
+      return 0;
+    return header;
+  }
+  if (ip->protocol == IPPROTO_UDP && e->c.tun_udp) {
+    if (ip->length <= ip->l4 + 8u || pw_get16(p + ip->l4 + 4) != ip->length - ip->l4 || !pw_get16(p + ip->l4 + 6))
+      return 0;
+    return ip->l4 + 8;
+  }
+  return 0;
+}
+
+/* Do the headers agree in everything that segmentation would copy? */
+static bool headers_agree(const uint8_t *a, const uint8_t *b, const struct pw_ip *ip, unsigned header)
+{
+  if (ip->family == 4) {
+    if (memcmp(a, b, 2) || memcmp(a + 6, b + 6, 4) || memcmp(a + 12, b + 12, 8))
+      return false;
+  } else if (memcmp(a, b, 4) || memcmp(a + 6, b + 6, 34)) {
+    return false;
+  }
+  a += ip->l4;
+  b += ip->l4;
+  if (memcmp(a, b, 4))
+    return false;
+  if (ip->protocol == IPPROTO_UDP)
+    return true;
+  /* acknowledgement, header length; flags without PSH; window; urgent pointer; options with their timestamps */
+  return !memcmp(a + 8, b + 8, 5) && !((a[13] ^ b[13]) & ~TCP_PSH) && !memcmp(a + 14, b + 14, 2) &&
+         !memcmp(a + 18, b + 18, header - ip->l4 - 18u);
+}
+
+static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, const struct pw_ip *ip, unsigned header,
+                     unsigned sender)
+{
+  const struct pw_segment *last = &e->segment[f->last];
+  const unsigned payload = ip->length - header;
+  if (f->sender != sender || payload > f->payload || f->segments >= (f->tcp ? TCP_RUN_SEGMENTS : UDP_RUN_SEGMENTS) ||
+      f->bytes + payload > PW_IP_MAX || header != last->header || ip->protocol != f->ip.protocol ||
+      ip->family != f->ip.family)
+    return false;
+  const uint8_t *before = e->c.udp_arena + last->offset;
+  if (!headers_agree(before, p, ip, header))
+    return false;
+  if (ip->family == 4 && !(p[6] & 0x40) && pw_get16(p + 4) != (uint16_t)(f->last_id + 1))
+    return false;
+  if (f->tcp && pw_get32(p + ip->l4 + 4) != f->next_sequence)
+    return false;
+  if (!f->verified) {
+    if (!checksums_hold(before, &f->ip))
+      return false;
+    f->verified = true;
+  }
+  return checksums_hold(p, ip);
+}
+
+/*
+ * Takes the inner packet of n bytes at offset of the UDP arena into the tables; header, when the caller knows it joins
+ * nothing, is not needed. Returns 0 or -ENOSPC when a table is full.
+ */
+static int take_packet(struct pw_engine *e, unsigned message, uint32_t offset, size_t n, int32_t flags)
+{
+  if (e->segments >= PW_SEGMENT_TABLE || e->ingress_rows >= PW_MAX_INGRESS)
+    return -ENOSPC;
+  const uint8_t *p = e->c.udp_arena + offset;
+  struct pw_ip ip;
+  const bool parsed = !(flags & PW_IF_TRUNCATED) && !pw_parse_ip(p, n, &ip);
+  const unsigned header = parsed ? joinable_header(e, p, &ip) : 0;
+  struct pw_flow *f = parsed ? &e->flow[pw_flow_hash(p, n, &ip) % PW_FLOW_SLOTS] : NULL;
+  const unsigned index = e->segments++; /* index 0 is never used: 0 ends a list */
+  struct pw_segment *s = &e->segment[index];
+  *s = (struct pw_segment){.offset = offset, .length = (uint16_t)(parsed ? ip.length : n), .header = (uint16_t)header};
+  if (f && f->row && header && may_join(e, f, p, &ip, header, e->message_sender[message])) {
+    const unsigned payload = ip.length - header;
+    int32_t *r = pw_ingress_row(e, f->row - 1);
+    e->segment[f->last].next = index;
+    f->last = index;
+    f->bytes += payload;
+    f->segments++;
+    f->next_sequence += payload;
+    f->last_id = pw_get16(p + 4);
+    r[PW_I_SEGMENTS]++;
+    r[PW_I_BYTES] += (int32_t)ip.length;
+    r[PW_I_FLAGS] |= f->tcp ? PW_IF_TCP : PW_IF_UDP;
+    if (payload < f->payload || (f->tcp && (p[ip.l4 + 13] & TCP_PSH)))
+      f->row = 0;
+    return 0;
+  }
+  int32_t *r = pw_ingress_row(e, e->ingress_rows++);
+  r[PW_I_OFFSET] = (int32_t)offset;
+  r[PW_I_LENGTH] = (int32_t)n;
+  r[PW_I_SEGMENTS] = 1;
+  r[PW_I_FIRST] = (int32_t)index;
+  r[PW_I_MESSAGE] = (int32_t)message;
+  r[PW_I_VERDICT] = 0;
+  r[PW_I_BYTES] = s->length;
+  r[PW_I_FLAGS] = flags;
+  if (!f)
+    return 0;
+  f->row = 0; /* later packets of this flow must not overtake this one */
+  if (header && !(ip.protocol == IPPROTO_TCP && (p[ip.l4 + 13] & TCP_PSH))) {
+    f->row = e->ingress_rows;
+    f->last = index;
+    f->ip = ip;
+    f->payload = (uint16_t)(ip.length - header);
+    f->bytes = ip.length;
+    f->segments = 1;
+    f->tcp = ip.protocol == IPPROTO_TCP;
+    f->next_sequence = f->tcp ? pw_get32(p + ip.l4 + 4) + f->payload : 0;
+    f->last_id = pw_get16(p + 4);
+    f->sender = e->message_sender[message];
+    f->verified = false;
+  }
+  return 0;
+}
+
+/* Turns received messages into ingress rows, going on where a full table stopped it. Returns the rows filled. */
+int pw_coalesce(struct pw_engine *e)
+{
+  e->segments = 1;
+  e->ingress_rows = 0;
+  memset(e->flow, 0, sizeof e->flow);
+  for (; e->parse_message < e->messages; e->parse_message++, e->parse_offset = 0) {
+    const unsigned m = e->parse_message;
+    const int32_t *row = pw_message_row(e, m);
+    const uint32_t length = (uint32_t)row[PW_M_LENGTH];
+    const uint32_t gro = row[PW_M_GRO] ? (uint32_t)row[PW_M_GRO] : length;
+    const bool cut = e->receive[m].msg_hdr.msg_flags & MSG_TRUNC;
+    if (length == 0) {
+      pw_count(e, PW_C_dropShort, 1); /* an empty datagram: flanneld ignores those too */
+      continue;
+    }
+    while (e->parse_offset < length) {
+      const uint32_t n = length - e->parse_offset < gro ? length - e->parse_offset : gro;
+      if (n < 20)
+        pw_count(e, PW_C_dropShort, 1);
+      else if (take_packet(e, m, (uint32_t)(m * PW_UDP_SLOT) + e->parse_offset, n,
+                           cut && e->parse_offset + n == length ? PW_IF_TRUNCATED : 0))
+        return (int)e->ingress_rows;
+      e->parse_offset += n;
+    }
+  }
+  return (int)e->ingress_rows;
+}

@@ -1,0 +1,234 @@
+/* Underlay to TUN: receives batches, writes the runs and packets TypeScript let through, and sends its replies. */
+#include <errno.h>
+#include <netinet/udp.h>
+#include <string.h>
+#include <unistd.h>
+#include "checksum.h"
+#include "engine.h"
+
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+static void prepare_slot(struct pw_engine *e, unsigned i)
+{
+  struct msghdr *m = &e->receive[i].msg_hdr;
+  m->msg_name = &e->receive_from[i];
+  m->msg_namelen = sizeof e->receive_from[i];
+  m->msg_iov = &e->receive_iov[i];
+  m->msg_iovlen = 1;
+  m->msg_control = e->receive_control[i].bytes;
+  m->msg_controllen = sizeof e->receive_control[i].bytes;
+  m->msg_flags = 0;
+}
+
+static void describe_message(struct pw_engine *e, unsigned i, size_t length)
+{
+  int32_t *r = pw_message_row(e, i);
+  const struct sockaddr_in6 *from = &e->receive_from[i];
+  const uint8_t *address = from->sin6_addr.s6_addr;
+  memset(r, 0, PW_ROW_WORDS * sizeof *r);
+  if (from->sin6_family == AF_INET) {
+    struct sockaddr_in v4;
+    memcpy(&v4, from, sizeof v4);
+    r[PW_M_FAMILY] = 4;
+    r[PW_M_WORD0] = (int32_t)ntohl(v4.sin_addr.s_addr);
+  } else if (IN6_IS_ADDR_V4MAPPED(&from->sin6_addr)) {
+    r[PW_M_FAMILY] = 4;
+    r[PW_M_WORD0] = (int32_t)pw_get32(address + 12);
+  } else {
+    r[PW_M_FAMILY] = 6;
+    for (int w = 0; w < 4; w++)
+      r[PW_M_WORD0 + w] = (int32_t)pw_get32(address + 4 * w);
+  }
+  r[PW_M_PORT] = ntohs(from->sin6_port); /* the port lies at the same place in both families */
+  r[PW_M_LENGTH] = (int32_t)length;
+  struct msghdr *m = &e->receive[i].msg_hdr;
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+    int size;
+    if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO && c->cmsg_len >= CMSG_LEN(sizeof size)) {
+      memcpy(&size, CMSG_DATA(c), sizeof size);
+      if (size > 0 && (size_t)size < length)
+        r[PW_M_GRO] = size;
+    }
+  }
+  e->message_sender[i] = (uint16_t)i;
+  if (i && !memcmp(r, pw_message_row(e, e->message_sender[i - 1]), 5 * sizeof *r))
+    e->message_sender[i] = e->message_sender[i - 1];
+}
+
+/* Receives what waits, at most one batch. Returns messages or -errno. */
+int pw_ingress_receive(struct pw_engine *e)
+{
+  int n;
+  pw_count(e, PW_C_receiveCalls, 1);
+  if (e->c.batch_calls) {
+    n = recvmmsg(e->c.udp_fd, e->receive, e->message_slots, MSG_DONTWAIT, NULL);
+  } else {
+    ssize_t bytes = recvmsg(e->c.udp_fd, &e->receive[0].msg_hdr, MSG_DONTWAIT);
+    n = bytes < 0 ? -1 : 1;
+    if (bytes >= 0)
+      e->receive[0].msg_len = (unsigned)bytes;
+  }
+  e->messages = e->parse_message = 0;
+  e->parse_offset = 0;
+  if (n < 0)
+    return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+  for (int i = 0; i < n; i++) {
+    size_t length = e->receive[i].msg_len;
+    if (length > 65536)
+      length = 65536;
+    describe_message(e, (unsigned)i, length);
+    e->turn_bytes += length;
+  }
+  e->messages = (unsigned)n;
+  pw_count(e, PW_C_receiveMessages, n);
+  return n;
+}
+
+/* Rearms the slots that the last batch used; after coalescing, which still looks at their flags. */
+static void rearm_slots(struct pw_engine *e)
+{
+  for (unsigned i = 0; i < e->messages; i++)
+    prepare_slot(e, i);
+  e->messages = 0;
+}
+
+static bool tun_write(struct pw_engine *e, struct iovec *iov, int count, unsigned segments)
+{
+  ssize_t n;
+  do
+    n = writev(e->c.tun_fd, iov, count);
+  while (n < 0 && errno == EINTR);
+  pw_count(e, PW_C_tunWrites, 1);
+  if (n >= 0)
+    return true;
+  if (segments <= 1)
+    pw_count(e, errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM ? PW_C_dropTunFull : PW_C_dropTunError, 1);
+  return false;
+}
+
+static void count_delivered(struct pw_engine *e, uint32_t host, double segments, double bytes)
+{
+  pw_count(e, PW_C_ingressPackets, segments);
+  pw_count(e, PW_C_ingressBytes, bytes);
+  if (host && host < e->c.peer_count) {
+    double *peer = e->c.peers + (size_t)host * PW_PEER_WORDS;
+    peer[2] += segments;
+    peer[3] += bytes;
+  }
+}
+
+static void write_single(struct pw_engine *e, const struct pw_segment *s, uint32_t host)
+{
+  struct pw_virtio_header h = {0};
+  struct iovec iov[2] = {{&h, e->c.virtio_bytes}, {e->c.udp_arena + s->offset, s->length}};
+  if (tun_write(e, e->c.virtio_bytes ? iov : iov + 1, e->c.virtio_bytes ? 2 : 1, 1))
+    count_delivered(e, host, 1, s->length);
+}
+
+/*
+ * A run as one superpacket: the first packet's header with length, PSH and the pseudo header's sum of the whole, then
+ * the payload slices. Written with NEEDS_CSUM, which is right because every packet of the run was verified.
+ */
+static bool write_run(struct pw_engine *e, const int32_t *r, bool tcp)
+{
+  const struct pw_segment *s = &e->segment[r[PW_I_FIRST]];
+  const unsigned header = s->header, count = (unsigned)r[PW_I_SEGMENTS];
+  uint8_t h[PW_HEADER_MAX + 1];
+  struct iovec iov[1024];
+  struct pw_ip ip;
+  if (header > PW_HEADER_MAX || count + 2 > 1024)
+    return false;
+  memcpy(h, e->c.udp_arena + s->offset, header);
+  if (pw_parse_ip(e->c.udp_arena + s->offset, s->length, &ip))
+    return false;
+  struct pw_virtio_header v = {
+      .flags = PW_VIRTIO_NEEDS_CSUM,
+      .gso_type = !tcp ? PW_GSO_UDP_L4 : ip.family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6,
+      .header_length = (uint16_t)header,
+      .gso_size = (uint16_t)(s->length - header),
+      .csum_start = ip.l4,
+      .csum_offset = tcp ? 16 : 6,
+  };
+  iov[0] = (struct iovec){&v, PW_VIRTIO_BYTES};
+  iov[1] = (struct iovec){h, header};
+  unsigned n = 2;
+  size_t payload = 0;
+  for (uint32_t at = (uint32_t)r[PW_I_FIRST]; at && n < 1024; at = e->segment[at].next) {
+    const struct pw_segment *t = &e->segment[at];
+    iov[n++] = (struct iovec){e->c.udp_arena + t->offset + header, (size_t)(t->length - header)};
+    payload += (size_t)(t->length - header);
+    if (tcp && !t->next)
+      h[ip.l4 + 13] |= e->c.udp_arena[t->offset + ip.l4 + 13] & 0x08;
+  }
+  const unsigned l4_bytes = (unsigned)(header - ip.l4 + payload);
+  if (ip.family == 4) {
+    pw_put16(h + 2, (unsigned)(header + payload));
+    pw_put16(h + 10, 0);
+    pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip.l4)));
+  } else {
+    pw_put16(h + 4, l4_bytes);
+  }
+  if (!tcp)
+    pw_put16(h + ip.l4 + 4, l4_bytes);
+  pw_put_sum(h + ip.l4 + v.csum_offset, pw_fold(pw_pseudo_sum(h, &ip) + htons((uint16_t)l4_bytes)));
+  return tun_write(e, iov, (int)n, count);
+}
+
+void pw_ingress_write(struct pw_engine *e)
+{
+  for (unsigned i = 0; i < e->ingress_rows; i++) {
+    const int32_t *r = pw_ingress_row(e, i);
+    if (r[PW_I_VERDICT] <= 0)
+      continue;
+    const uint32_t host = (uint32_t)r[PW_I_VERDICT] - 1, count = (uint32_t)r[PW_I_SEGMENTS];
+    pw_count(e, PW_C_ingressSuperpackets, 1);
+    if (count > 1 && (r[PW_I_FLAGS] & (PW_IF_TCP | PW_IF_UDP))) {
+      if (write_run(e, r, r[PW_I_FLAGS] & PW_IF_TCP)) {
+        count_delivered(e, host, count, r[PW_I_BYTES]);
+        continue;
+      }
+      pw_count(e, PW_C_fallbackTunGso, 1); /* one by one instead: nothing is lost by the refusal */
+    }
+    for (uint32_t at = (uint32_t)r[PW_I_FIRST]; at; at = e->segment[at].next)
+      write_single(e, &e->segment[at], host);
+  }
+  e->ingress_rows = 0;
+  if (e->parse_message >= e->messages)
+    rearm_slots(e);
+}
+
+/* Packets that TypeScript built (ICMP errors): through the host's raw socket, else through the TUN (design 9.4). */
+void pw_replies_send(struct pw_engine *e)
+{
+  unsigned count = (unsigned)e->c.meta[PW_META_REPLY_COUNT];
+  e->c.meta[PW_META_REPLY_COUNT] = 0;
+  for (unsigned i = 0; i < count && i < PW_MAX_REPLIES; i++) {
+    const int32_t *r = e->c.meta + PW_REPLY_BASE + i * PW_ROW_WORDS;
+    const uint32_t offset = (uint32_t)r[PW_R_OFFSET], length = (uint32_t)r[PW_R_LENGTH];
+    const uint32_t l4 = (uint32_t)r[PW_R_L4_OFFSET];
+    if (offset > e->c.reply_bytes || length > e->c.reply_bytes - offset || l4 >= length || l4 < 20)
+      continue;
+    uint8_t *p = e->c.reply_arena + offset;
+    const bool v6 = r[PW_R_FAMILY] == 6;
+    const int fd = v6 ? e->c.icmp6_fd : e->c.icmp4_fd;
+    ssize_t n = -1;
+    if (fd >= 0 && (!v6 || l4 >= 40)) {
+      struct sockaddr_in to4 = {.sin_family = AF_INET};
+      struct sockaddr_in6 to6 = {.sin6_family = AF_INET6};
+      if (v6)
+        memcpy(&to6.sin6_addr, p + 24, 16);
+      else
+        memcpy(&to4.sin_addr, p + 16, 4);
+      n = sendto(fd, p + l4, length - l4, MSG_DONTWAIT, v6 ? (struct sockaddr *)&to6 : (struct sockaddr *)&to4,
+                 v6 ? sizeof to6 : sizeof to4);
+    }
+    if (n < 0) {
+      struct pw_virtio_header h = {0};
+      struct iovec iov[2] = {{&h, e->c.virtio_bytes}, {p, length}};
+      n = writev(e->c.tun_fd, e->c.virtio_bytes ? iov : iov + 1, e->c.virtio_bytes ? 2 : 1);
+    }
+    pw_count(e, n < 0 ? PW_C_dropReplyError : PW_C_repliesSent, 1);
+  }
+}

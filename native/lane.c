@@ -1,0 +1,225 @@
+/*
+ * Lanes: what waits to be sent from one socket. Datagrams of equal size for one next hop share an entry, so that they
+ * cross the underlay's stack once (UDP_SEGMENT, include/uapi/linux/udp.h): only the last of them may be shorter, at
+ * most 65,507 bytes (65,487 over IPv6) and udp_segments of them. Segment borders are byte counts, not iovec borders.
+ */
+#include <errno.h>
+#include <netinet/udp.h>
+#include <poll.h>
+#include <string.h>
+#include "engine.h"
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#define ENTRY_BYTES 65487u
+#define FULL_WAIT_MS 2
+#define BACKOFF_NS 10000000000ll
+
+/* Room for a rebuilt header that stays valid until the next flush; flushes when the arena is used up. */
+uint8_t *pw_header_room(struct pw_engine *e, size_t bytes)
+{
+  size_t step = (bytes + 15) & ~(size_t)15;
+  if (e->header_used + step > PW_HEADER_ARENA)
+    pw_lanes_flush(e);
+  uint8_t *room = e->header_arena + e->header_used;
+  e->header_used += (unsigned)step;
+  return room;
+}
+
+static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t row, size_t size)
+{
+  const uint8_t *nexthop = e->c.nexthops + (size_t)row * PW_NEXTHOP_BYTES;
+  uint16_t name_bytes;
+  memcpy(&name_bytes, nexthop + PW_NEXTHOP_SOCKADDR_LENGTH, 2);
+  struct msghdr *m = &l->message[l->entries].msg_hdr;
+  m->msg_name = (void *)(uintptr_t)nexthop;
+  m->msg_namelen = name_bytes;
+  m->msg_iov = &l->iov[l->iovs];
+  m->msg_iovlen = 0;
+  m->msg_control = NULL;
+  m->msg_controllen = 0;
+  m->msg_flags = 0;
+  l->entry[l->entries] = (struct pw_entry){.row = row, .size = (uint16_t)size};
+  l->entries++;
+}
+
+/*
+ * Adds the datagram header + payload for next hop `row`. Both ranges must stay as they are until the lane is flushed;
+ * header may be empty.
+ */
+void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *header, size_t header_bytes,
+                 const uint8_t *payload, size_t payload_bytes)
+{
+  struct pw_lane *l = &e->lane[lane];
+  const size_t size = header_bytes + payload_bytes;
+  if (size > PW_IP_MAX)
+    return;
+  if (l->iovs + 2 > PW_LANE_IOVS)
+    pw_lane_flush(e, lane);
+  struct pw_entry *t = l->entries ? &l->entry[l->entries - 1] : NULL;
+  if (!t || t->row != row || t->closed || size > t->size || t->segments >= e->c.udp_segments ||
+      t->bytes + size > ENTRY_BYTES) {
+    if (l->entries == PW_LANE_ENTRIES)
+      pw_lane_flush(e, lane);
+    open_entry(e, l, row, size);
+    t = &l->entry[l->entries - 1];
+  }
+  struct msghdr *m = &l->message[l->entries - 1].msg_hdr;
+  if (header_bytes) {
+    l->iov[l->iovs++] = (struct iovec){(void *)(uintptr_t)header, header_bytes};
+    m->msg_iovlen++;
+  }
+  if (payload_bytes) {
+    l->iov[l->iovs++] = (struct iovec){(void *)(uintptr_t)payload, payload_bytes};
+    m->msg_iovlen++;
+  }
+  t->bytes += (uint32_t)size;
+  t->segments++;
+  t->closed = size < t->size;
+}
+
+static void attach_segment_size(struct pw_lane *l, unsigned i)
+{
+  struct msghdr *m = &l->message[i].msg_hdr;
+  m->msg_control = l->control[i].bytes;
+  m->msg_controllen = sizeof l->control[i].bytes;
+  struct cmsghdr *c = CMSG_FIRSTHDR(m);
+  c->cmsg_level = SOL_UDP;
+  c->cmsg_type = UDP_SEGMENT;
+  c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
+  memcpy(CMSG_DATA(c), &l->entry[i].size, sizeof(uint16_t));
+}
+
+static void count_sent(struct pw_engine *e, const struct pw_entry *t, unsigned segments, double bytes)
+{
+  pw_count(e, PW_C_egressPackets, segments);
+  pw_count(e, PW_C_egressBytes, bytes);
+  if (t->row < e->c.peer_count) {
+    double *peer = e->c.peers + (size_t)t->row * PW_PEER_WORDS;
+    peer[0] += segments;
+    peer[1] += bytes;
+  }
+}
+
+static int send_once(struct pw_engine *e, int fd, struct mmsghdr *messages, unsigned count)
+{
+  pw_count(e, PW_C_sendCalls, 1);
+  if (e->c.batch_calls) {
+    int n = sendmmsg(fd, messages, count, MSG_DONTWAIT);
+    return n < 0 ? -errno : n;
+  }
+  ssize_t n = sendmsg(fd, &messages->msg_hdr, MSG_DONTWAIT);
+  return n < 0 ? -errno : 1;
+}
+
+/* Sends, waiting a little once while the socket's buffer is full. */
+static int send_patiently(struct pw_engine *e, int fd, struct mmsghdr *messages, unsigned count)
+{
+  int n = send_once(e, fd, messages, count);
+  if (n == -EAGAIN || n == -ENOBUFS) {
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    poll(&p, 1, FULL_WAIT_MS);
+    n = send_once(e, fd, messages, count);
+  }
+  return n;
+}
+
+static void count_refused(struct pw_engine *e, int error, unsigned segments)
+{
+  pw_count(e,
+           error == -EAGAIN || error == -ENOBUFS ? PW_C_dropSocketFull
+           : error == -EMSGSIZE                  ? PW_C_dropSendTooBig
+                                                 : PW_C_dropSendError,
+           segments);
+}
+
+/* A refused UDP_SEGMENT send again as single datagrams: the iovecs are cut at the segment borders they were built on. */
+static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned i)
+{
+  const struct pw_entry *t = &l->entry[i];
+  struct mmsghdr single = l->message[i];
+  single.msg_hdr.msg_control = NULL;
+  single.msg_hdr.msg_controllen = 0;
+  struct iovec *iov = l->message[i].msg_hdr.msg_iov;
+  const size_t total = l->message[i].msg_hdr.msg_iovlen;
+  size_t at = 0;
+  for (unsigned s = 0; s < t->segments; s++) {
+    size_t bytes = 0, from = at;
+    while (at < total && bytes < t->size) {
+      bytes += iov[at].iov_len;
+      at++;
+    }
+    single.msg_hdr.msg_iov = iov + from;
+    single.msg_hdr.msg_iovlen = at - from;
+    int n = send_patiently(e, fd, &single, 1);
+    if (n == 1)
+      count_sent(e, t, 1, (double)bytes);
+    else
+      count_refused(e, n, 1);
+  }
+}
+
+/* The device has no checksum offload (EIO): asking again for every entry would only double the calls. */
+static void note_device_refusal(struct pw_engine *e)
+{
+  if (++e->udp_refusals >= 8) {
+    e->udp_refusals = 0;
+    e->udp_backoff_until = pw_now_ns() + BACKOFF_NS;
+  }
+}
+
+void pw_lane_flush(struct pw_engine *e, unsigned lane)
+{
+  struct pw_lane *l = &e->lane[lane];
+  const int fd = e->c.send_fd[lane];
+  const bool refused = e->udp_backoff_until && pw_now_ns() < e->udp_backoff_until;
+  if (!refused)
+    e->udp_backoff_until = 0;
+  for (unsigned i = 0; i < l->entries; i++) {
+    if (l->entry[i].segments > 1 && !refused)
+      attach_segment_size(l, i);
+  }
+  pw_count(e, PW_C_sendEntries, l->entries);
+  unsigned i = 0;
+  while (i < l->entries) {
+    if (refused && l->entry[i].segments > 1) {
+      send_singly(e, fd, l, i++);
+      continue;
+    }
+    unsigned until = i + 1;
+    while (!refused && until < l->entries)
+      until++;
+    int n = send_patiently(e, fd, &l->message[i], until - i);
+    if (n > 0) {
+      for (int k = 0; k < n; k++)
+        count_sent(e, &l->entry[i + (unsigned)k], l->entry[i + (unsigned)k].segments, l->entry[i + (unsigned)k].bytes);
+      i += (unsigned)n;
+      continue;
+    }
+    if (n == -EINTR)
+      continue;
+    /* entry i was refused, and only it: the others go on */
+    if (l->entry[i].segments > 1 && (n == -EIO || n == -EINVAL || n == -EMSGSIZE || n == -EOPNOTSUPP)) {
+      pw_count(e, PW_C_fallbackUdpSegment, 1);
+      if (n == -EIO || n == -EINVAL)
+        note_device_refusal(e);
+      send_singly(e, fd, l, i);
+    } else {
+      count_refused(e, n, l->entry[i].segments);
+    }
+    i++;
+  }
+  l->entries = 0;
+  l->iovs = 0;
+}
+
+/* Flushes every lane; afterwards the header arena is free again. */
+void pw_lanes_flush(struct pw_engine *e)
+{
+  for (unsigned i = 0; i < e->c.send_count; i++) {
+    if (e->lane[i].entries)
+      pw_lane_flush(e, i);
+  }
+  e->header_used = 0;
+}

@@ -1,0 +1,167 @@
+/*
+ * Cutting superpackets into segments and packets into fragments, without touching the payload: every segment is a
+ * rebuilt header in the header arena and a slice of the TUN arena, which meet in an iovec.
+ * TCP: RFC 9293 header; the rules of a segmenting device are those of tcp_gso_segment() (net/ipv4/tcp_offload.c):
+ * sequence advances, FIN and PSH only on the last, CWR only on the first (RFC 3168 6.1.2), IPv4 id counts up.
+ */
+#include <string.h>
+#include "checksum.h"
+#include "engine.h"
+
+#define TCP_FIN 0x01
+#define TCP_PSH 0x08
+#define TCP_CWR 0x80
+
+/* Later fragments carry only the options whose copied bit is set (RFC 791 3.1); the others become no-operations. */
+static void clear_uncopied_options(uint8_t *header, unsigned bytes)
+{
+  unsigned at = 20;
+  while (at < bytes) {
+    uint8_t type = header[at];
+    if (type == 0)
+      return;
+    unsigned length = type == 1 || at + 1 >= bytes ? 1 : header[at + 1];
+    if (length < 1 || at + length > bytes || (type != 1 && length < 2))
+      length = bytes - at;
+    if (!(type & 0x80))
+      memset(header + at, 1, length);
+    at += length;
+  }
+}
+
+/*
+ * One packet of header_bytes + payload_bytes as IPv4 fragments of at most mtu bytes. ip_bytes of the header are IP,
+ * the rest L4, which travels in the first fragment.
+ */
+static void add_fragments(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *header, unsigned header_bytes,
+                          unsigned ip_bytes, const uint8_t *payload, size_t payload_bytes, unsigned mtu)
+{
+  if (mtu < ip_bytes + 8 + (header_bytes - ip_bytes)) {
+    pw_count(e, PW_C_dropTooBig, 1);
+    return;
+  }
+  uint8_t original[PW_HEADER_MAX + 1]; /* the header may lie in the arena that making room can empty */
+  memcpy(original, header, header_bytes);
+  header = original;
+  const unsigned first = pw_get16(header + 6) & 0x1fff; /* a fragment may be cut again */
+  const bool more_follow = pw_get16(header + 6) & 0x2000;
+  unsigned position = 0, l4 = header_bytes - ip_bytes;
+  const unsigned room = (mtu - ip_bytes) & ~7u;
+  do {
+    size_t slice = room - l4;
+    bool last = slice >= payload_bytes;
+    if (last)
+      slice = payload_bytes;
+    uint8_t *h = pw_header_room(e, ip_bytes + l4);
+    memcpy(h, header, ip_bytes + l4);
+    if (position)
+      clear_uncopied_options(h, ip_bytes);
+    pw_put16(h + 2, (unsigned)(ip_bytes + l4 + slice));
+    pw_put16(h + 6, (last && !more_follow ? 0 : 0x2000) | ((first + position / 8) & 0x1fff));
+    pw_put16(h + 10, 0);
+    pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip_bytes)));
+    pw_lane_add(e, lane, row, h, ip_bytes + l4, payload, slice);
+    pw_count(e, PW_C_fragmentsSent, 1);
+    position += (unsigned)(l4 + slice);
+    payload += slice;
+    payload_bytes -= slice;
+    l4 = 0;
+  } while (payload_bytes);
+}
+
+static void segment_superpacket(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *p, size_t n,
+                                unsigned header, unsigned gso, bool tcp, unsigned fragment_mtu)
+{
+  struct pw_ip ip;
+  if (pw_parse_ip(p, n, &ip))
+    return;
+  const bool v4 = ip.family == 4;
+  const unsigned l4 = ip.l4, l4_bytes = header - l4;
+  const unsigned sum_at = l4 + (tcp ? 16 : 6);
+  /* what is equal in all segments is summed once: the header with the words that differ set to zero */
+  uint8_t base[PW_HEADER_MAX + 1];
+  memcpy(base, p, header);
+  uint32_t sequence = 0;
+  uint8_t flags = 0;
+  unsigned id = 0;
+  if (v4) {
+    id = pw_get16(base + 4);
+    memset(base + 2, 0, 4);
+    memset(base + 10, 0, 2);
+  }
+  const uint64_t ip_sum = v4 ? pw_sum(base, l4) : 0;
+  memset(base + sum_at, 0, 2);
+  if (tcp) {
+    sequence = pw_get32(base + l4 + 4);
+    flags = base[l4 + 13];
+    memset(base + l4 + 4, 0, 4);
+    base[l4 + 13] = 0;
+  } else {
+    memset(base + l4 + 4, 0, 2);
+  }
+  const uint64_t l4_sum = pw_sum(base + l4, l4_bytes) + pw_pseudo_sum(p, &ip);
+  for (size_t at = header; at < n; at += gso) {
+    const size_t slice = n - at < gso ? n - at : gso;
+    const bool first = at == header, last = at + slice == n;
+    uint8_t *h = pw_header_room(e, header);
+    memcpy(h, base, header);
+    const unsigned l4_length = (unsigned)(l4_bytes + slice);
+    if (v4) {
+      const unsigned length = l4 + l4_length;
+      pw_put16(h + 2, length);
+      pw_put16(h + 4, id & 0xffff);
+      pw_put_sum(h + 10, (uint16_t)~pw_fold(ip_sum + htons((uint16_t)length) + htons((uint16_t)id)));
+      id++;
+    } else {
+      pw_put16(h + 4, (unsigned)(l4 + l4_length - 40));
+    }
+    uint64_t sum = l4_sum + htons((uint16_t)l4_length) + pw_sum(p + at, slice);
+    if (tcp) {
+      uint8_t f = flags;
+      if (!first)
+        f &= (uint8_t)~TCP_CWR;
+      if (!last)
+        f &= (uint8_t) ~(TCP_FIN | TCP_PSH);
+      h[l4 + 13] = f;
+      pw_put32(h + l4 + 4, sequence);
+      sum += htonl(sequence);
+      sum += htons(f);
+      sequence += (uint32_t)slice;
+    } else {
+      pw_put16(h + l4 + 4, l4_length);
+      sum += htons((uint16_t)l4_length);
+    }
+    uint16_t check = (uint16_t)~pw_fold(sum);
+    pw_put_sum(h + sum_at, check || tcp ? check : 0xffff);
+    if (fragment_mtu)
+      add_fragments(e, lane, row, h, header, l4, p + at, slice, fragment_mtu);
+    else
+      pw_lane_add(e, lane, row, h, header, p + at, slice);
+  }
+}
+
+/* Carries out the verdict of one egress row. */
+void pw_segment_row(struct pw_engine *e, unsigned index)
+{
+  const int32_t *r = pw_egress_row(e, index);
+  const uint32_t verdict = (uint32_t)r[PW_E_VERDICT];
+  const uint32_t row = verdict & PW_V_ROW_MASK;
+  const uint32_t offset = (uint32_t)r[PW_E_OFFSET], length = (uint32_t)r[PW_E_LENGTH];
+  if (row < 2 || row >= e->c.nexthop_count || (r[PW_E_FLAGS] & PW_EF_BAD))
+    return;
+  if (offset > e->c.tun_bytes || length > e->c.tun_bytes - offset || length < 20)
+    return;
+  const uint8_t *p = e->c.tun_arena + offset;
+  const unsigned lane = (uint32_t)r[PW_E_HASH] % e->c.send_count;
+  const unsigned mtu = verdict & PW_V_FRAGMENT ? (uint32_t)r[PW_E_SEGMENTS] : 0;
+  if (r[PW_E_GSO]) {
+    segment_superpacket(e, lane, row, p, length, (unsigned)r[PW_E_HEADER], (unsigned)r[PW_E_GSO],
+                        r[PW_E_FLAGS] & PW_EF_TCP, mtu);
+  } else if (mtu) {
+    const unsigned ip_bytes = (p[0] & 15u) * 4;
+    add_fragments(e, lane, row, p, ip_bytes, ip_bytes, p + ip_bytes, length - ip_bytes, mtu);
+  } else {
+    pw_lane_add(e, lane, row, NULL, 0, p, length);
+  }
+  pw_count(e, PW_C_egressSuperpackets, 1);
+}
