@@ -276,7 +276,8 @@ const MILLITOKENS = 1000;
  * see them a moment late and is refused, never the reverse.
  * @param state over shared memory, `TOKEN_BUCKET_WORDS` elements from `index` on
  * @param nowMs the caller's clock; the same one in all threads, within a minute
- * @param burst tokens of a full bucket, 1 to 2,000,000
+ * @param ratePerSecond whole tokens a second, 1 or more
+ * @param burst whole tokens of a full bucket, 1 to 2,000,000
  */
 export function takeToken(
   state: Int32Array,
