@@ -1,0 +1,141 @@
+/**
+ * Leases: which host owns which subnet, and the interface of every store that keeps them.
+ *
+ * Words: a *lease* gives a subnet to a host until it expires; a *reservation* is a lease without expiry, kept for
+ * the host with its PublicIP; a *store* is where leases live (a directory, etcd); to *acquire* is to get a
+ * lease, to *renew* to prolong it, to *release* to give it back.
+ */
+import type { Address, Prefix } from '../net/prefix.js';
+import type { NetworkConfig } from './network-config.js';
+
+/** What a host tells its peers about itself; flannel's `LeaseAttrs`. */
+export interface LeaseAttributes {
+  /** IPv4 underlay address for the peers' packets; 0.0.0.0 where a host has none. */
+  readonly publicIp: Address;
+  readonly publicIpv6?: Address;
+  /** `'vxlan'`, `'host-gw'`, …; `''` for udp and alloc. */
+  readonly backendType: string;
+  /** What the backend's peers need, as JSON values (vxlan: VNI and VtepMAC). */
+  readonly backendData?: unknown;
+  readonly backendV6Data?: unknown;
+}
+
+export interface Lease {
+  /** The IPv4 subnet, or the IPv6 subnet of an IPv6-only lease. */
+  readonly subnet: Prefix;
+  /** The IPv6 subnet of a dual-stack lease. */
+  readonly subnet6?: Prefix;
+  readonly attributes: LeaseAttributes;
+  /** Absent: a reservation. */
+  readonly expiresAt?: Date;
+  /** The agent that holds it, where it said so; see {@link AcquireRequest.owner}. */
+  readonly owner?: string;
+}
+
+/**
+ * What {@link LeaseStore.watch} reports. Leases held through the same store object are never among `snapshot`,
+ * `added` and `removed`; what happens to them is an `own` change.
+ */
+export type LeaseChange =
+  /** All leases of other hosts. Always the first change; a later one replaces everything before it. */
+  | { readonly kind: 'snapshot'; readonly leases: readonly Lease[] }
+  /** A new lease, or a known one with new attributes or a new expiry. */
+  | { readonly kind: 'added'; readonly lease: Lease }
+  /** Released or expired, with its last known attributes. */
+  | { readonly kind: 'removed'; readonly lease: Lease }
+  /** `lost`: our lease is gone (`lease` is what we held). `replaced`: another host has it (`lease` is theirs). */
+  | { readonly kind: 'own'; readonly state: 'lost' | 'replaced'; readonly lease: Lease };
+
+export interface AcquireRequest {
+  readonly attributes: LeaseAttributes;
+  /** What this host had before, from `subnet.env`. */
+  readonly previous?: { readonly subnet?: Prefix; readonly subnet6?: Prefix };
+  /**
+   * Names this agent and no other, the same across its restarts. A lease with this owner is ours even when our
+   * PublicIP has changed, one with another owner is not ours even when it has our PublicIP; so it must not be
+   * something that cloned machines share, such as a bare machine id.
+   */
+  readonly owner?: string;
+  /** Life of the lease in milliseconds; default 24 hours, flannel's constant. */
+  readonly ttlMs?: number;
+}
+
+/** Something an operator should hear once; the store itself goes on. */
+export type StoreNotice =
+  /** The watch cannot read the store; known leases stay as they are. Said once until it is `up` again. */
+  | { readonly kind: 'down'; readonly reason: string; readonly error: unknown }
+  | { readonly kind: 'up'; readonly reason: string }
+  /** An entry that is no lease by its name: skipped. Said again when it changes. */
+  | { readonly kind: 'foreign'; readonly path: string; readonly reason: string }
+  /** A lease whose value cannot be read: its last good value stays in force. Said again when it changes. */
+  | { readonly kind: 'corrupt'; readonly path: string; readonly reason: string }
+  /** Another live agent uses our PublicIP or owner name. */
+  | { readonly kind: 'conflict'; readonly lease: Lease; readonly reason: string }
+  /** The store works, but slower or with less than it should. */
+  | { readonly kind: 'degraded'; readonly reason: string };
+
+/**
+ * Where leases live. Every method that throws, throws a PodwireError: `STORE_UNAVAILABLE` (try again later),
+ * `NO_CONFIG`, `INVALID_CONFIG`, `OUT_OF_SUBNETS`, `LEASE_LOST`, `INVALID_ARGUMENT`, `UNSUPPORTED`, `ABORTED`, `CLOSED`.
+ */
+export interface LeaseStore extends AsyncDisposable {
+  /** For messages and status: `directory /var/lib/podwire`. */
+  readonly description: string;
+  /** The network config as it is now; does not wait for one to appear. */
+  network(signal?: AbortSignal): Promise<NetworkConfig>;
+  /** Our own lease, else our previous subnet, else a free one. A race lost to another host is tried again. */
+  acquire(request: AcquireRequest, signal?: AbortSignal): Promise<Lease>;
+  /**
+   * Prolongs a lease that is still ours and writes its attributes; a reservation stays one.
+   * @throws PodwireError LEASE_LOST when it is gone or somebody else's.
+   */
+  renew(lease: Lease, signal?: AbortSignal): Promise<Lease>;
+  /** Gives a lease back; a reservation stays in the store. One that is no longer ours is left alone. */
+  release(lease: Lease): Promise<void>;
+  /**
+   * Follows all leases until `signal` aborts, through every outage of the store: what was reported stays true
+   * until the store itself says otherwise.
+   */
+  watch(signal: AbortSignal): AsyncIterable<LeaseChange>;
+  /** Calls back with every notice until the returned function is called. */
+  onNotice?(listener: (notice: StoreNotice) => void): () => void;
+}
+
+/** flannel's constant, and the default life of a lease. */
+export const DEFAULT_TTL_MS = 24 * 60 * 60 * 1000;
+
+/** All subnets of a lease, IPv4 first. */
+export function subnetsOf(lease: Pick<Lease, 'subnet' | 'subnet6'>): Prefix[] {
+  return lease.subnet6 ? [lease.subnet, lease.subnet6] : [lease.subnet];
+}
+
+export function sameSubnets(a: Pick<Lease, 'subnet' | 'subnet6'>, b: Pick<Lease, 'subnet' | 'subnet6'>): boolean {
+  if (!a.subnet.equals(b.subnet)) return false;
+  return a.subnet6 && b.subnet6 ? a.subnet6.equals(b.subnet6) : a.subnet6 === b.subnet6;
+}
+
+export function overlap(a: Pick<Lease, 'subnet' | 'subnet6'>, b: Pick<Lease, 'subnet' | 'subnet6'>): boolean {
+  return subnetsOf(a).some((mine) => subnetsOf(b).some((theirs) => mine.overlaps(theirs)));
+}
+
+/** Whether `lease` has run out at `nowMs`, with `skewMs` to spare for hosts whose clocks differ. */
+export function isExpired(lease: Pick<Lease, 'expiresAt'>, nowMs: number, skewMs = 0): boolean {
+  return lease.expiresAt !== undefined && lease.expiresAt.getTime() + skewMs <= nowMs;
+}
+
+/**
+ * Whether a lease found in the store belongs to the agent with this identity. Two owner names decide where both
+ * are there; else the PublicIP does, as in flannel.
+ */
+export function belongsTo(
+  lease: Pick<Lease, 'owner' | 'attributes'>,
+  identity: { readonly owner?: string | undefined; readonly attributes: LeaseAttributes },
+): boolean {
+  if (lease.owner !== undefined && identity.owner !== undefined) return lease.owner === identity.owner;
+  const theirs = lease.attributes;
+  const ours = identity.attributes;
+  if (!theirs.publicIp.equals(ours.publicIp)) return false;
+  // IPv6-only hosts all say 0.0.0.0; flannel takes them for one host.
+  if (!ours.publicIp.isUnspecified) return true;
+  return theirs.publicIpv6 !== undefined && ours.publicIpv6 !== undefined && theirs.publicIpv6.equals(ours.publicIpv6);
+}
