@@ -80,7 +80,7 @@ export interface Ipv4Fields {
   /** Bytes, a multiple of 8. */
   readonly fragmentOffset?: number;
   /** Option bytes; padded with end-of-list to a multiple of 4. */
-  readonly options?: readonly number[];
+  readonly options?: Uint8Array | readonly number[];
   readonly version?: number;
   /** Header length field, 32-bit words. */
   readonly ihl?: number;
@@ -211,7 +211,7 @@ export interface TcpFields {
   readonly ack?: number;
   readonly flags?: number;
   readonly window?: number;
-  readonly options?: readonly number[];
+  readonly options?: Uint8Array | readonly number[];
   readonly payload?: Uint8Array | readonly number[];
   readonly checksum?: number;
 }
