@@ -1,0 +1,142 @@
+/**
+ * The one place where podwire runs another program.
+ *
+ * Host set-up goes through iproute2, the kernel's own client. Every run has a time limit, an English locale (its
+ * messages end up in our one-line errors) and a `PATH` that also holds the sbin directories, which an ordinary user's
+ * often lacks.
+ */
+import { spawn } from 'node:child_process';
+import { PodwireError } from '../errors.js';
+
+export interface RunOptions {
+  /** Text for the program's standard input. Absent: standard input is empty. */
+  readonly input?: string;
+  /** Time limit in milliseconds; the program is killed when it is over. Default 5000. */
+  readonly timeoutMs?: number;
+}
+
+/** Runs `command` and resolves with its standard output. Injectable, so that host logic is testable without a host. */
+export type Runner = (command: string, args: readonly string[], options?: RunOptions) => Promise<string>;
+
+const DEFAULT_TIMEOUT_MS = 5_000;
+const MAX_OUTPUT_BYTES = 64 * 1024 * 1024;
+
+const INSTALL: Readonly<Record<string, string>> = {
+  ip: 'install iproute2 (apt-get install iproute2, dnf install iproute, apk add iproute2)',
+};
+
+/**
+ * @throws {PodwireError} `COMMAND_FAILED` with one line: the command as it was tried, what it answered, and for a
+ *   missing program what to install. `errno` is set when the program could not be started.
+ */
+export const run: Runner = (command, args, options = {}) =>
+  new Promise((resolve, reject) => {
+    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const shown = [command, ...args].join(' ');
+    const child = spawn(command, [...args], {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      env: { ...process.env, LC_ALL: 'C', PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin` },
+    });
+    const stdout: Buffer[] = [];
+    const stderr: Buffer[] = [];
+    let outputBytes = 0;
+    let failure: PodwireError | undefined;
+    const stop = (error: PodwireError): void => {
+      failure ??= error;
+      child.kill('SIGKILL');
+    };
+    const timer = setTimeout(() => {
+      stop(new PodwireError('COMMAND_FAILED', `${shown}: no answer within ${timeoutMs} ms`));
+    }, timeoutMs);
+    const collect = (chunks: Buffer[]) => (chunk: Buffer) => {
+      outputBytes += chunk.length;
+      if (outputBytes > MAX_OUTPUT_BYTES) {
+        stop(new PodwireError('COMMAND_FAILED', `${shown}: more than ${MAX_OUTPUT_BYTES} bytes of output`));
+      } else {
+        chunks.push(chunk);
+      }
+    };
+    child.stdout.on('data', collect(stdout));
+    child.stderr.on('data', collect(stderr));
+    // A program that exits without reading its input must not end in an unhandled EPIPE.
+    child.stdin.on('error', () => undefined);
+    child.on('error', (error: NodeJS.ErrnoException) => {
+      clearTimeout(timer);
+      const advice =
+        error.code === 'ENOENT' ? `not found: ${INSTALL[command] ?? `install the program ${command}`}` : error.message;
+      reject(
+        new PodwireError('COMMAND_FAILED', `cannot run ${shown}: ${advice}`, {
+          cause: error,
+          ...(error.code === undefined ? {} : { errno: error.code }),
+        }),
+      );
+    });
+    child.on('close', (code, signal) => {
+      clearTimeout(timer);
+      if (failure !== undefined) {
+        reject(failure);
+      } else if (code === 0) {
+        resolve(Buffer.concat(stdout).toString('utf8'));
+      } else {
+        reject(new PodwireError('COMMAND_FAILED', describeFailure(command, args, options.input, stderr, code, signal)));
+      }
+    });
+    child.stdin.end(options.input ?? '');
+  });
+
+function describeFailure(
+  command: string,
+  args: readonly string[],
+  input: string | undefined,
+  stderr: readonly Buffer[],
+  code: number | null,
+  signal: NodeJS.Signals | null,
+): string {
+  const text = Buffer.concat(stderr).toString('utf8');
+  // `ip -batch -` names the failed line: show that command instead of the batch.
+  const failedLine = /Command failed -:(\d+)/.exec(text)?.[1];
+  const batchCommand = failedLine === undefined ? undefined : input?.split('\n')[Number(failedLine) - 1];
+  const shown = batchCommand === undefined ? [command, ...args].join(' ') : `${command} ${batchCommand}`;
+  const answer = text
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '' && !line.startsWith('Command failed -:'))
+    .join('; ')
+    .slice(0, 300);
+  if (command === 'ip' && /unrecognized option|invalid option|is unknown, try "ip -help"|BusyBox/i.test(answer)) {
+    return `${shown}: this is not a full iproute2 (${answer}): ${INSTALL['ip'] ?? ''}`;
+  }
+  return `${shown}: ${answer === '' ? (signal === null ? `exit code ${code}` : `killed by ${signal}`) : answer}`;
+}
+
+/**
+ * Runs `ip -j …` and returns the parsed JSON array (iproute2 prints nothing at all for some empty answers).
+ *
+ * @throws {PodwireError} `COMMAND_FAILED` as {@link run}, and when the output is no JSON array.
+ */
+export async function ipJson(runner: Runner, args: readonly string[]): Promise<unknown[]> {
+  const output = (await runner('ip', ['-j', ...args])).trim();
+  if (output === '') return [];
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(output);
+  } catch (error) {
+    throw new PodwireError('COMMAND_FAILED', `ip -j ${args.join(' ')}: the answer is no JSON (iproute2 too old?)`, {
+      cause: error,
+    });
+  }
+  if (!Array.isArray(parsed)) {
+    throw new PodwireError('COMMAND_FAILED', `ip -j ${args.join(' ')}: the answer is no JSON array`);
+  }
+  return parsed;
+}
+
+/**
+ * Runs several `ip` commands (without the leading `ip`) in one process, in order, up to the first that fails.
+ *
+ * @throws {PodwireError} `COMMAND_FAILED` naming the command that failed; the ones before it stay done.
+ */
+export async function ipBatch(runner: Runner, commands: readonly string[]): Promise<void> {
+  if (commands.length === 0) return;
+  await runner('ip', ['-batch', '-'], { input: `${commands.join('\n')}\n` });
+}
