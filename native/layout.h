@@ -35,7 +35,7 @@
 #define PW_E_FLAGS 3    /* PW_EF_* */
 #define PW_E_HEADER 4   /* bytes of IP and L4 header in front of the payload of a superpacket; 0 when not a superpacket */
 #define PW_E_HASH 5     /* flow hash, 31 bits: chooses the send socket and with it the outer source port */
-#define PW_E_VERDICT 6  /* written by TypeScript: next-hop row index >= 2, or 0 = dropped; PW_V_FRAGMENT may be added */
+#define PW_E_VERDICT 6  /* written by TypeScript: next-hop row index >= 3, or 0 = dropped; PW_V_FRAGMENT may be added */
 #define PW_E_SEGMENTS 7 /* packets this row becomes on the wire; with PW_V_FRAGMENT TypeScript replaces it by the inner MTU */
 
 #define PW_EF_TCP 1 /* superpacket of TCP segments */
@@ -101,6 +101,7 @@
   X(repliesSuppressed) \
   X(dropNoRoute) \
   X(dropOwnSubnet) \
+  X(dropMulticast) \
   X(dropTooBig) \
   X(dropMalformed) \
   X(dropTruncated) \

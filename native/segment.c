@@ -147,7 +147,7 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
   const uint32_t verdict = (uint32_t)r[PW_E_VERDICT];
   const uint32_t row = verdict & PW_V_ROW_MASK;
   const uint32_t offset = (uint32_t)r[PW_E_OFFSET], length = (uint32_t)r[PW_E_LENGTH];
-  if (row < 2 || row >= e->c.nexthop_count || (r[PW_E_FLAGS] & PW_EF_BAD))
+  if (row <= 2 || row >= e->c.nexthop_count || (r[PW_E_FLAGS] & PW_EF_BAD))
     return;
   if (offset > e->c.tun_bytes || length > e->c.tun_bytes - offset || length < 20)
     return;

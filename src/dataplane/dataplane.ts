@@ -1,0 +1,290 @@
+/**
+ * The engine: a TUN device on one side, UDP sockets on the other, a routing table in between. This is what other
+ * agents embed: bring your own control plane, set routes, done. It makes the TUN and the sockets; addresses, MTU, link
+ * state and kernel routes of the device are the host's business (src/host), as are leases (src/control).
+ */
+import { availableParallelism } from 'node:os';
+import { PodwireError } from '../errors.js';
+import { Fib } from '../fib/fib.js';
+import type { NextHop, RouteTable } from '../fib/fib.js';
+import { createFibMemory } from '../fib/layout.js';
+import { createBatchMemory, openBatch, PEER_WORDS } from '../io/batch.js';
+import type { Capabilities } from '../io/ports.js';
+import type { OverlayMtu } from '../net/mtu.js';
+import { Address, Prefix } from '../net/prefix.js';
+import type { TotalName } from './counters.js';
+import { COUNTER_COUNT, COUNTER_NAMES, KERNEL_DROPS, namedCounters } from './counters.js';
+import { KernelSide } from './kernel.js';
+import type { DataplaneOptions, ResolvedOptions } from './options.js';
+import { resolveOptions } from './options.js';
+import { PathMtuTable } from './pmtu.js';
+import {
+  NOTE_SPOOFED,
+  NOTE_UNKNOWN_SENDER,
+  POLICY_OVERHEAD,
+  POLICY_SOURCE_CHECK,
+  POLICY_WORDS,
+  SOURCE_CHECKS,
+  readNote,
+} from './policy.js';
+import type { WorkerState } from './supervisor.js';
+import { Supervisor } from './supervisor.js';
+
+export type { DataplaneOptions } from './options.js';
+
+export interface PeerStats {
+  /** Underlay address and port of the next hop. */
+  readonly address: string;
+  readonly port: number;
+  readonly txPackets: number;
+  readonly txBytes: number;
+  /** Received from this host; hosts with several ports share one receive count. */
+  readonly rxPackets: number;
+  readonly rxBytes: number;
+  /** Bytes of outer packet. */
+  readonly pathMtu: number;
+  readonly routes: number;
+}
+
+export interface DataplaneStats {
+  /** Sums over all workers, and the kernel's overflows; see counters.ts for what each one means. */
+  readonly totals: Readonly<Record<TotalName, number>>;
+  readonly workers: readonly {
+    readonly state: WorkerState;
+    readonly restarts: number;
+    readonly counters: Readonly<Record<string, number>>;
+  }[];
+  readonly peers: readonly PeerStats[];
+  readonly routes: number;
+  /** The latest outer sender whose packets were refused, and how many notes were taken. */
+  readonly offenders: {
+    readonly unknownSender?: { readonly address: string; readonly count: number };
+    readonly spoofedSource?: { readonly address: string; readonly count: number };
+  };
+}
+
+/** What closes over a running data plane's parts; `internals` is for podwire's own tests. */
+interface Parts {
+  readonly options: ResolvedOptions;
+  readonly kernel: KernelSide;
+  readonly fib: Fib;
+  readonly policy: Int32Array<SharedArrayBuffer>;
+  readonly supervisor: Supervisor;
+}
+
+export class Dataplane implements AsyncDisposable {
+  /** The TUN device. */
+  readonly device: { readonly name: string; readonly index: number };
+  /** Inner prefixes and the hosts that hold them. */
+  readonly routes: RouteTable;
+  readonly mtu: OverlayMtu;
+  /** What was negotiated with the kernel. */
+  readonly capabilities: Capabilities;
+  /** Resolves after {@link close}; rejects when the data plane cannot go on, for instance because the TUN is gone. */
+  readonly closed: Promise<void>;
+  readonly #parts: Parts;
+  readonly #pathMtu: PathMtuTable | undefined;
+  readonly #onExit: () => void;
+  #settle!: { resolve: () => void; reject: (error: PodwireError) => void };
+  #closing: Promise<void> | undefined;
+
+  private constructor(parts: Parts, failed: Promise<PodwireError>) {
+    const { options, kernel, fib } = parts;
+    this.#parts = parts;
+    this.device = kernel.device;
+    this.capabilities = kernel.capabilities;
+    this.mtu = options.mtu;
+    this.closed = new Promise((resolve, reject) => {
+      this.#settle = { resolve, reject };
+    });
+    this.closed.catch(() => undefined); // an embedder may not look at it
+    void failed.then((error) => {
+      options.logger.error({ code: error.code }, error.message);
+      void this.#shutDown().then(() => this.#settle.reject(error));
+    });
+    this.#onExit = () => parts.supervisor.signalStop();
+    process.once('exit', this.#onExit);
+    this.#pathMtu =
+      options.pathMtu === false
+        ? undefined
+        : new PathMtuTable({
+            ...options.pathMtu,
+            underlayMtu: options.mtu.underlay,
+            ...(options.configuredMtu === undefined ? {} : { configuredMtu: options.configuredMtu }),
+            logger: options.logger,
+            onChange: (address, mtu) => void fib.setPathMtu(address, mtu),
+          });
+    this.routes = new FamilyCheckedRoutes(fib, options, this.#pathMtu);
+  }
+
+  /**
+   * Creates the device and the sockets and starts the workers; when it resolves, packets are forwarded. Nothing is left
+   * behind when it rejects.
+   *
+   * @throws PodwireError INVALID_ARGUMENT, INVALID_ADDRESS, PERMISSION, DEVICE, DEVICE_IN_USE, PORT_IN_USE, INTERFACE,
+   * ADDON, SYSTEM
+   */
+  static async open(options: DataplaneOptions): Promise<Dataplane> {
+    const resolved = resolveOptions(options, availableParallelism());
+    const memory = createFibMemory({
+      maxRoutes: resolved.maxRoutes,
+      maxNextHops: resolved.maxRoutes,
+      readers: resolved.workers,
+    });
+    const memories = Array.from({ length: resolved.workers }, () =>
+      createBatchMemory(COUNTER_COUNT, memory.rowCapacity),
+    );
+    const batches = memories.map(openBatch);
+    const fib = new Fib(memory, {
+      underlayMtu: resolved.mtu.underlay,
+      onNextHopAdded: (index) => {
+        for (const { peers } of batches) peers.fill(0, index * PEER_WORDS, index * PEER_WORDS + 2);
+      },
+    });
+    fib.setLocal(resolved.local, resolved.ownAddresses);
+    const policy = new Int32Array(new SharedArrayBuffer(POLICY_WORDS * 4));
+    policy[POLICY_SOURCE_CHECK] = SOURCE_CHECKS.indexOf(resolved.sourceCheck);
+    policy[POLICY_OVERHEAD] = resolved.mtu.overhead;
+    const kernel = KernelSide.open(resolved);
+    let fail!: (error: PodwireError) => void;
+    const failed = new Promise<PodwireError>((resolve) => {
+      fail = resolve;
+    });
+    const supervisor = new Supervisor(resolved, kernel, fib, policy, memories, fail);
+    try {
+      await supervisor.start();
+    } catch (error) {
+      await supervisor.stop();
+      kernel.close();
+      throw error;
+    }
+    return new Dataplane({ options: resolved, kernel, fib, policy, supervisor }, failed);
+  }
+
+  /** Replaces the own leases and addresses, without a gap for those that stay. @throws PodwireError INVALID_ADDRESS */
+  setLocal(local: readonly (Prefix | string)[], ownAddresses?: readonly (Address | string)[]): void {
+    this.#parts.fib.setLocal(local, ownAddresses ?? this.#parts.options.ownAddresses);
+  }
+
+  /** Everything that is counted, at the moment of the call. Cheap enough for once a second, not for once a packet. */
+  stats(): DataplaneStats {
+    const { fib, kernel, supervisor, policy } = this.#parts;
+    const totals = {} as Record<TotalName, number>;
+    for (const name of [...COUNTER_NAMES, ...(Object.keys(KERNEL_DROPS) as (keyof typeof KERNEL_DROPS)[])]) {
+      totals[name] = 0;
+    }
+    const workers = supervisor.workers.map(({ state, restarts, batch }) => {
+      const counters = namedCounters(batch.counters);
+      for (const name of COUNTER_NAMES) totals[name] += counters[name];
+      return { state, restarts, counters };
+    });
+    if (this.#closing === undefined) Object.assign(totals, kernel.overflows());
+    const peers = fib.nextHopRows().map((row) => {
+      const sum = [0, 0, 0, 0];
+      for (const { batch } of supervisor.workers) {
+        for (let i = 0; i < PEER_WORDS; i++) {
+          sum[i]! += batch.peers[(i < 2 ? row.index : row.hostId) * PEER_WORDS + i]!;
+        }
+      }
+      const [txPackets, txBytes, rxPackets, rxBytes] = sum as [number, number, number, number];
+      const address = row.address.toString();
+      const { port, pathMtu, routes } = row;
+      return { address, port, txPackets, txBytes, rxPackets, rxBytes, pathMtu, routes };
+    });
+    const unknownSender = offender(policy, NOTE_UNKNOWN_SENDER);
+    const spoofedSource = offender(policy, NOTE_SPOOFED);
+    return {
+      totals,
+      workers,
+      peers,
+      routes: fib.size,
+      offenders: {
+        ...(unknownSender === undefined ? {} : { unknownSender }),
+        ...(spoofedSource === undefined ? {} : { spoofedSource }),
+      },
+    };
+  }
+
+  /** Stops the workers and closes the device and the sockets. Takes a few milliseconds; may be called twice. */
+  close(): Promise<void> {
+    return this.#shutDown().then(() => this.#settle.resolve());
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** For podwire's own tests: makes a worker fail. See worker.ts for `how`. */
+  injectFailure(worker: number, how: number): void {
+    this.#parts.supervisor.inject(worker, how);
+  }
+
+  #shutDown(): Promise<void> {
+    this.#closing ??= (async () => {
+      process.removeListener('exit', this.#onExit);
+      this.#pathMtu?.close();
+      await this.#parts.supervisor.stop();
+      this.#parts.kernel.close();
+    })();
+    return this.#closing;
+  }
+}
+
+function offender(policy: Int32Array, note: number): { readonly address: string; readonly count: number } | undefined {
+  const found = readNote(policy, note);
+  return found && { address: Address.fromBytes(found.bytes).toString(), count: found.count };
+}
+
+/** The FIB as embedders see it: next hops of the socket's own family only, and each of them known to the MTU table. */
+class FamilyCheckedRoutes implements RouteTable {
+  readonly #fib: Fib;
+  readonly #options: ResolvedOptions;
+  readonly #pathMtu: PathMtuTable | undefined;
+
+  constructor(fib: Fib, options: ResolvedOptions, pathMtu: PathMtuTable | undefined) {
+    this.#fib = fib;
+    this.#options = options;
+    this.#pathMtu = pathMtu;
+  }
+
+  get size(): number {
+    return this.#fib.size;
+  }
+
+  set(prefix: Prefix | string, nextHop: NextHop): void {
+    this.#fib.set(prefix, this.#checked(nextHop));
+    this.#track();
+  }
+
+  delete(prefix: Prefix | string): boolean {
+    const deleted = this.#fib.delete(prefix);
+    if (deleted) this.#track();
+    return deleted;
+  }
+
+  replace(routes: Iterable<readonly [Prefix | string, NextHop]>): void {
+    this.#fib.replace(Array.from(routes, ([prefix, nextHop]) => [prefix, this.#checked(nextHop)] as const));
+    this.#track();
+  }
+
+  lookup(address: Address | string): NextHop | undefined {
+    return this.#fib.lookup(address);
+  }
+
+  entries(): IterableIterator<readonly [Prefix, NextHop]> {
+    return this.#fib.entries();
+  }
+
+  #checked(nextHop: NextHop): NextHop {
+    const address = Address.from(nextHop.address);
+    if (address.family === this.#options.address.family) return nextHop;
+    throw new PodwireError(
+      'INVALID_ARGUMENT',
+      `next hop ${address.toString()} cannot be reached from ${this.#options.address.toString()}: give one of the same address family`,
+    );
+  }
+
+  #track(): void {
+    void this.#pathMtu;
+  }
+}

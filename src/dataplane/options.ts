@@ -1,0 +1,143 @@
+/** What {@link Dataplane.open} takes, checked at this border and nowhere behind it. */
+import { PodwireError } from '../errors.js';
+import type { Encapsulation } from '../encap/encapsulation.js';
+import { udpEncapsulation } from '../encap/udp.js';
+import type { SpinMode, TunRung, UdpRung } from '../io/ports.js';
+import type { OverlayMtu } from '../net/mtu.js';
+import { overlayMtu } from '../net/mtu.js';
+import { Address, Prefix } from '../net/prefix.js';
+import type { Logger } from './logger.js';
+import { silentLogger } from './logger.js';
+import type { PathMtuOptions } from './pmtu.js';
+import type { SourceCheck } from './policy.js';
+import { SOURCE_CHECKS } from './policy.js';
+
+export interface DataplaneOptions {
+  /** TUN name, or a pattern with `%d`; at most 15 characters; default `flannel%d`, as flanneld names it. */
+  readonly device?: string;
+  /** Underlay address and UDP port to receive on and send from; port 8285 unless given. */
+  readonly bind: { readonly address: Address | string; readonly port?: number };
+  /** Own leases: inner destinations that are delivered to the TUN, and sources that no peer may use. */
+  readonly local: readonly (Prefix | string)[];
+  /** Addresses of this host: packets from the underlay with such an inner source are dropped. */
+  readonly ownAddresses?: readonly (Address | string)[];
+  readonly encapsulation?: 'udp';
+  /** MTU of the underlay device in bytes, default 1500. */
+  readonly underlayMtu?: number;
+  /** Threads, each with a TUN queue and a UDP socket: 1 to 32; `auto` is one for every two processors, at most 4. */
+  readonly workers?: number | 'auto';
+  /**
+   * Which outer senders are believed: `lease` (default) wants a sender that holds a lease and an inner source that is
+   * not leased to another host; `strict` wants the source to be in the sender's own lease; `off` asks nothing. An
+   * inner source in our own lease or of our own addresses is dropped always.
+   */
+  readonly sourceCheck?: SourceCheck;
+  /** `flow` (default): the outer source port depends on the inner flow. `fixed`: always the bound port. */
+  readonly sourcePort?: 'flow' | 'fixed';
+  /** Highest offload rung to use; `auto` (default) takes the best that the kernel grants. */
+  readonly offload?: { readonly tun?: TunRung | 'auto'; readonly udp?: UdpRung | 'auto' };
+  /** `adaptive` (default) spins shortly before blocking while that pays off. */
+  readonly spin?: SpinMode;
+  /** Path MTU probing by ICMP where the optional package raw-socket loads; `false` switches it off. */
+  readonly pathMtu?: PathMtuOptions | false;
+  /** The MTU configured on the route to an underlay address, if any: never one that the kernel learnt from ICMP. */
+  readonly configuredMtu?: (underlay: Address) => Promise<number | undefined>;
+  /** Most routes at a time, default 20,000; memory is committed as it is used. */
+  readonly maxRoutes?: number;
+  readonly logger?: Logger;
+}
+
+/** {@link DataplaneOptions} with every default filled in. */
+export interface ResolvedOptions {
+  readonly device: string;
+  readonly address: Address;
+  readonly port: number;
+  readonly local: readonly Prefix[];
+  readonly ownAddresses: readonly Address[];
+  readonly encapsulation: Encapsulation;
+  readonly mtu: OverlayMtu;
+  readonly workers: number;
+  readonly sourceCheck: SourceCheck;
+  readonly fixedSourcePort: boolean;
+  readonly tun: TunRung;
+  readonly udp: UdpRung;
+  readonly spin: SpinMode;
+  readonly pathMtu: PathMtuOptions | false;
+  readonly configuredMtu: ((underlay: Address) => Promise<number | undefined>) | undefined;
+  readonly maxRoutes: number;
+  readonly logger: Logger;
+}
+
+const MOST_WORKERS = 32;
+const MOST_ROUTES = 500_000;
+
+function oneOf<T extends string>(what: string, value: string | undefined, allowed: readonly T[], fallback: T): T {
+  if (value === undefined) return fallback;
+  if ((allowed as readonly string[]).includes(value)) return value as T;
+  throw new PodwireError('INVALID_ARGUMENT', `option ${what} is '${value}': give one of ${allowed.join(', ')}`);
+}
+
+function whole(what: string, value: number | undefined, low: number, high: number, fallback: number): number {
+  if (value === undefined) return fallback;
+  if (Number.isInteger(value) && value >= low && value <= high) return value;
+  throw new PodwireError(
+    'INVALID_ARGUMENT',
+    `option ${what} is ${String(value)}: give a whole number from ${low} to ${high}`,
+  );
+}
+
+function deviceName(name: string): string {
+  // dev_valid_name() in net/core/dev.c, and one %d at most
+  if (/^(?!\.{1,2}$)[^\s/:%]*(%d)?[^\s/:%]*$/.test(name) && name.length >= 1 && name.length <= 15) return name;
+  throw new PodwireError(
+    'INVALID_ARGUMENT',
+    `option device is '${name}': give 1 to 15 characters without space, '/' and ':', such as flannel0 or flannel%d`,
+  );
+}
+
+/**
+ * @param processors how many processors this process may use
+ * @throws PodwireError INVALID_ARGUMENT or INVALID_ADDRESS
+ */
+export function resolveOptions(options: DataplaneOptions, processors: number): ResolvedOptions {
+  const address = Address.from(options.bind.address);
+  if (address.isMulticast || address.isBroadcast) {
+    throw new PodwireError(
+      'INVALID_ARGUMENT',
+      `option bind.address is ${address.toString()}: give an address of this host's underlay interface`,
+    );
+  }
+  const encapsulation = udpEncapsulation;
+  oneOf('encapsulation', options.encapsulation, [encapsulation.name], encapsulation.name);
+  const auto = Math.min(4, Math.max(1, Math.floor(processors / 2)));
+  const workers = options.workers === 'auto' ? auto : whole('workers', options.workers, 1, MOST_WORKERS, auto);
+  return {
+    device: deviceName(options.device ?? 'flannel%d'),
+    address,
+    port: whole('bind.port', options.bind.port, 1, 65_535, encapsulation.defaultPort),
+    local: options.local.map((prefix) => Prefix.from(prefix)),
+    ownAddresses: (options.ownAddresses ?? []).map((own) => Address.from(own)),
+    encapsulation,
+    mtu: overlayMtu({ tunnel: 'udp', outerFamily: address.family, underlay: options.underlayMtu }),
+    workers,
+    sourceCheck: oneOf('sourceCheck', options.sourceCheck, SOURCE_CHECKS, 'lease'),
+    fixedSourcePort: oneOf('sourcePort', options.sourcePort, ['flow', 'fixed'], 'flow') === 'fixed',
+    tun: tunRung(options.offload?.tun),
+    udp: udpRung(options.offload?.udp),
+    spin: oneOf('spin', options.spin, ['off', 'adaptive', 'always'], 'adaptive'),
+    pathMtu: options.pathMtu ?? {},
+    configuredMtu: options.configuredMtu,
+    maxRoutes: whole('maxRoutes', options.maxRoutes, 1, MOST_ROUTES, 20_000),
+    logger: options.logger ?? silentLogger,
+  };
+}
+
+function tunRung(value: TunRung | 'auto' | undefined): TunRung {
+  const rung = oneOf('offload.tun', value, ['auto', 'uso', 'tso', 'csum', 'none'], 'auto');
+  return rung === 'auto' ? 'uso' : rung;
+}
+
+function udpRung(value: UdpRung | 'auto' | undefined): UdpRung {
+  const rung = oneOf('offload.udp', value, ['auto', 'gso', 'mmsg', 'single'], 'auto');
+  return rung === 'auto' ? 'gso' : rung;
+}

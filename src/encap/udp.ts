@@ -1,0 +1,13 @@
+/**
+ * flannel's `udp` framing: the UDP payload is the inner IP packet, one packet a datagram; no header, no magic, no
+ * length. Datagrams below 20 bytes are ignored by every receiver, flanneld's included. Source ports carry no meaning.
+ */
+import { overheadOf } from '../net/mtu.js';
+import type { Encapsulation } from './encapsulation.js';
+
+export const udpEncapsulation: Encapsulation = {
+  name: 'udp',
+  defaultPort: 8285,
+  headerBytes: 0,
+  overhead: (outer) => overheadOf('udp', outer),
+};
