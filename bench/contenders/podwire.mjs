@@ -1,0 +1,123 @@
+// @ts-check
+/**
+ * podwire itself: one real `podwire agent` process per host, leases from a directory store.
+ *
+ *   podwire         as it comes
+ *   podwire-nospin  never waits by spinning
+ *   podwire-plain   every offload off, one call per packet, one worker: what a straightforward TUN program does
+ */
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Daemon, run, waitFor } from '../lib/process.mjs';
+import { startingDaemons, stopAll } from './contender.mjs';
+
+/** @typedef {import('./contender.mjs').Contender} Contender */
+
+const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const PACKAGE = new URL('../../package.json', import.meta.url);
+const NETWORK = '10.77.0.0/16';
+
+/**
+ * @param {string} name
+ * @param {string} about
+ * @param {Contender['measures']} measures
+ * @param {readonly string[]} agentOptions
+ * @param {readonly string[]} [nodeOptions]
+ * @returns {Contender}
+ */
+function podwireContender(name, about, measures, agentOptions, nodeOptions = []) {
+  return {
+    name,
+    about: [about, agentOptions.join(' ')].filter(Boolean).join(': '),
+    measures,
+    available: async () =>
+      existsSync(CLI)
+        ? { version: await packageVersion() }
+        : { missing: `${CLI} does not exist; build it: npm run build` },
+    start: (topology, context) => startAgents(topology, context, agentOptions, nodeOptions),
+  };
+}
+
+/** Version of the package, and of the commit where git knows it. */
+async function packageVersion() {
+  const { version } = JSON.parse(readFileSync(PACKAGE, 'utf8'));
+  const directory = fileURLToPath(new URL('.', PACKAGE));
+  const git = await run(['git', '-C', directory, 'describe', '--always', '--dirty'], { allowFailure: true }).catch(
+    () => undefined,
+  );
+  return git?.code === 0 ? `${version} (${git.stdout.trim()})` : version;
+}
+
+/**
+ * @param {import('../lib/topology.mjs').Topology} topology
+ * @param {import('./contender.mjs').StartContext} context
+ * @param {readonly string[]} agentOptions
+ * @param {readonly string[]} nodeOptions
+ * @returns {Promise<import('./contender.mjs').Session>}
+ */
+function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions) {
+  const store = join(workDir, 'store');
+  mkdirSync(store);
+  writeFileSync(join(store, 'config'), JSON.stringify({ Network: NETWORK, Backend: { Type: 'udp' } }));
+  return startingDaemons(async (daemons) => {
+    const subnetFiles = topology.hosts.map((host, index) => {
+      const directory = join(workDir, `host${index + 1}`);
+      mkdirSync(directory);
+      const subnetFile = join(directory, 'subnet.env');
+      const argv = [process.execPath, ...nodeOptions, CLI, 'agent', '--store', `dir:${store}`];
+      argv.push('--iface', host.device, '--public-ip', host.address, '--device', 'flannel0');
+      argv.push('--subnet-file', subnetFile, '--control-socket', join(directory, 'agent.sock'), ...agentOptions);
+      daemons.push(
+        new Daemon(`podwire agent on ${host.netns}`, argv, {
+          namespace: host.netns,
+          logFile: join(directory, 'agent.log'),
+        }),
+      );
+      return subnetFile;
+    });
+    /** @param {string} file */
+    const subnetOf = (file) =>
+      waitFor(`the agent's ${file}`, () => subnetFromEnvironmentFile(file), {
+        signal,
+        alive: daemons,
+        timeoutMs: 20_000,
+      });
+    const subnets = /** @type {const} */ ([await subnetOf(subnetFiles[0] ?? ''), await subnetOf(subnetFiles[1] ?? '')]);
+    return { daemons, subnets, stop: () => stopAll(daemons) };
+  });
+}
+
+/**
+ * The host's subnet from a flannel subnet.env (`FLANNEL_SUBNET=10.77.3.1/24`).
+ * @param {string} path
+ * @returns {string | undefined} undefined while the file is not there
+ */
+export function subnetFromEnvironmentFile(path) {
+  if (!existsSync(path)) return undefined;
+  const match = /^FLANNEL_SUBNET=(\d+\.\d+\.\d+)\.\d+\/24$/m.exec(readFileSync(path, 'utf8'));
+  return match === null ? undefined : `${match[1]}.0/24`;
+}
+
+const PLAIN = ['--tun-offload', 'none', '--udp-offload', 'single', '--spin', 'off', '--workers', '1'];
+
+export const podwire = podwireContender(
+  'podwire',
+  'podwire agents as they come',
+  ['throughput', 'pps', 'latency', 'agent'],
+  [],
+);
+export const podwireNoSpin = podwireContender(
+  'podwire-nospin',
+  'podwire without spinning',
+  ['latency'],
+  ['--spin', 'off'],
+);
+export const podwirePlain = podwireContender(
+  'podwire-plain',
+  'podwire with every offload off',
+  ['throughput', 'pps'],
+  PLAIN,
+);
+/** Not a row of the tables: tells about the garbage collections of the agent's threads. */
+export const podwireTraced = podwireContender('podwire-traced', 'podwire under --trace-gc', [], [], ['--trace-gc']);

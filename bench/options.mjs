@@ -1,0 +1,197 @@
+// @ts-check
+/** The command line of the benchmark, and the durations that follow from it. */
+import { parseArgs } from 'node:util';
+import { CONTENDERS } from './contenders/index.mjs';
+import { PACES } from './latency/rtt.mjs';
+import { BenchError } from './lib/process.mjs';
+
+/** @typedef {import('./contenders/contender.mjs').Measure} Measure */
+
+/** @type {Readonly<Record<string, { measures: readonly Measure[], micro: boolean }>>} */
+const MODES = {
+  throughput: { measures: ['throughput'], micro: false },
+  pps: { measures: ['pps'], micro: false },
+  latency: { measures: ['latency'], micro: false },
+  agent: { measures: ['agent'], micro: false },
+  micro: { measures: [], micro: true },
+  all: { measures: ['throughput', 'pps', 'latency', 'agent'], micro: true },
+};
+
+export const USAGE = `Usage: npm run bench -- MODE [options]
+
+MODE
+  throughput   TCP with iperf3, 1 and 4 streams; processor time per GB; memory
+  pps          UDP packet rates, 64 and 1400 bytes: flood, and the highest rate with less than 1 % loss
+  latency      round trips: ping-pong, and paced at ${PACES.join(', ')} packets/s
+  agent        an idle agent's processor time and memory; garbage collections of its workers under load
+  micro        single functions: look-up, update, forwarder, native call
+  all          all of these
+
+  --rounds N           rounds; in each every contender runs once, in rotated order (default 3)
+  --seconds S          length of one TCP, ping-pong or idle measurement (default 5)
+  --underlay U         veth, nic or both (default both)
+  --contenders A,B     only these: ${CONTENDERS.map((contender) => contender.name).join(', ')}
+                       (default: all that are there and take part in the mode)
+  --pace sleep|spin    how the sender of paced packet rates waits between batches (default sleep)
+  --json FILE          everything measured, as one JSON document
+  --quick              fractions of a second each: shows that it works, the figures mean nothing
+  --help               this text
+
+Programs of other projects are looked for in the directory PODWIRE_BENCH_BIN, then on the PATH.`;
+
+/**
+ * @typedef {object} Durations seconds, unless the name says otherwise
+ * @property {number} tcpSeconds whole
+ * @property {number} tcpOmitSeconds whole
+ * @property {number} floodSeconds
+ * @property {number} probeSeconds
+ * @property {number} maxProbes
+ * @property {number} pingSeconds
+ * @property {readonly number[]} paces
+ * @property {(rate: number) => number} pacedSeconds
+ * @property {number} warmupSeconds of a latency measurement
+ * @property {number} bedWarmupSeconds of the tunnel
+ * @property {number} idleSeconds
+ * @property {number} garbageSeconds
+ * @property {number} noiseSeconds
+ *
+ * @typedef {object} Options
+ * @property {string} mode
+ * @property {readonly Measure[]} measures
+ * @property {boolean} micro
+ * @property {number} rounds
+ * @property {number} seconds
+ * @property {readonly import('./lib/topology.mjs').Underlay[]} underlays
+ * @property {readonly string[] | undefined} contenders names; undefined = the mode's
+ * @property {'sleep' | 'spin'} pace
+ * @property {string | undefined} jsonFile
+ * @property {boolean} quick
+ * @property {Durations} durations
+ */
+
+/**
+ * @param {number} seconds
+ * @returns {Durations}
+ */
+function fullDurations(seconds) {
+  return {
+    tcpSeconds: Math.max(1, Math.round(seconds)),
+    tcpOmitSeconds: 1,
+    floodSeconds: Math.min(seconds, 3),
+    probeSeconds: 1,
+    maxProbes: 12,
+    pingSeconds: seconds,
+    paces: PACES,
+    pacedSeconds: (rate) => Math.max(2, Math.min(seconds, 1000 / rate)),
+    warmupSeconds: 0.3,
+    bedWarmupSeconds: 1,
+    idleSeconds: Math.max(seconds, 5),
+    garbageSeconds: 10,
+    noiseSeconds: 2,
+  };
+}
+
+/** @type {Durations} */
+const QUICK = {
+  tcpSeconds: 1,
+  tcpOmitSeconds: 0,
+  floodSeconds: 0.2,
+  probeSeconds: 0.2,
+  maxProbes: 3,
+  pingSeconds: 0.2,
+  paces: PACES,
+  pacedSeconds: () => 0.1,
+  warmupSeconds: 0.05,
+  bedWarmupSeconds: 0.1,
+  idleSeconds: 0.5,
+  garbageSeconds: 1,
+  noiseSeconds: 0.2,
+};
+
+/**
+ * @param {string} option
+ * @param {string} text
+ * @param {number} low
+ * @param {number} high
+ */
+function number(option, text, low, high) {
+  const value = Number(text);
+  if (text.trim() === '' || !(value >= low && value <= high)) {
+    throw new BenchError(`--${option} must be a number from ${low} to ${high}, got "${text}"`);
+  }
+  return value;
+}
+
+/**
+ * @template {string} T
+ * @param {string} option
+ * @param {string} text
+ * @param {readonly T[]} choices
+ * @returns {T}
+ */
+function choice(option, text, choices) {
+  const found = choices.find((name) => name === text);
+  if (found === undefined) throw new BenchError(`--${option} must be one of ${choices.join(', ')}, got "${text}"`);
+  return found;
+}
+
+/** @param {readonly string[]} argv */
+function parse(argv) {
+  try {
+    return parseArgs({
+      args: [...argv],
+      allowPositionals: true,
+      options: {
+        rounds: { type: 'string', default: '3' },
+        seconds: { type: 'string', default: '5' },
+        underlay: { type: 'string', default: 'both' },
+        contenders: { type: 'string' },
+        pace: { type: 'string', default: 'sleep' },
+        json: { type: 'string' },
+        quick: { type: 'boolean', default: false },
+        help: { type: 'boolean', default: false },
+      },
+    });
+  } catch (error) {
+    throw new BenchError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/**
+ * @param {readonly string[]} argv
+ * @returns {Options | 'help'}
+ * @throws {BenchError} a wrong option, with its value
+ */
+export function parseOptions(argv) {
+  const { values, positionals } = parse(argv);
+  if (values.help) return 'help';
+  if (positionals.length !== 1) {
+    throw new BenchError(
+      `give one mode of ${Object.keys(MODES).join(', ')}${positionals.length > 1 ? `, got "${positionals.join(' ')}"` : ''}`,
+    );
+  }
+  const mode = choice('MODE', positionals[0] ?? '', Object.keys(MODES));
+  const rounds = number('rounds', values.rounds, 1, 100);
+  if (!Number.isInteger(rounds)) throw new BenchError(`--rounds must be a whole number, got "${values.rounds}"`);
+  const seconds = number('seconds', values.seconds, 1, 120);
+  const underlay = choice('underlay', values.underlay, ['veth', 'nic', 'both']);
+  const names = values.contenders?.split(',').map((name) =>
+    choice(
+      'contenders',
+      name.trim(),
+      CONTENDERS.map((one) => one.name),
+    ),
+  );
+  return {
+    mode,
+    .../** @type {{ measures: readonly Measure[], micro: boolean }} */ (MODES[mode]),
+    rounds,
+    seconds,
+    underlays: underlay === 'both' ? ['veth', 'nic'] : [underlay],
+    contenders: names,
+    pace: choice('pace', values.pace, ['sleep', 'spin']),
+    jsonFile: values.json,
+    quick: values.quick,
+    durations: values.quick ? QUICK : fullDurations(seconds),
+  };
+}

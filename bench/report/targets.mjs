@@ -1,0 +1,134 @@
+// @ts-check
+/**
+ * The figures that the engine has to reach (issue 3, "Figures it must reach"), as data. A target compares a metric of a
+ * contender with a limit: the metric itself, or its ratio to another contender measured in the same rounds.
+ */
+import { PACES } from '../latency/rtt.mjs';
+import { ratio, spread } from './stats.mjs';
+
+/**
+ * @typedef {object} Target
+ * @property {string} title
+ * @property {string} metric
+ * @property {string} contender
+ * @property {string} [against] ratio to this contender; absent = the metric itself
+ * @property {'>=' | '<=' | '<'} relation
+ * @property {Readonly<Partial<Record<'veth' | 'nic' | 'any', number>>>} limits by underlay; `any` = whichever it was measured on
+ *
+ * @typedef {object} Verdict
+ * @property {string} title
+ * @property {string} underlay
+ * @property {string} relation
+ * @property {number} limit
+ * @property {import('./stats.mjs').Spread | undefined} measured
+ * @property {'reached' | 'missed' | 'not measured'} verdict of the median
+ * @property {boolean} spansLimit the range of the rounds lies on both sides of the limit: within the noise
+ */
+
+/**
+ * @param {string} title
+ * @param {string} metric
+ * @param {Target['relation']} relation
+ * @param {number} veth
+ * @param {number} nic
+ * @param {string} [against]
+ * @returns {Target}
+ */
+function ratioTarget(title, metric, relation, veth, nic, against = 'vxlan') {
+  return { title, metric, contender: 'podwire', against, relation, limits: { veth, nic } };
+}
+
+/**
+ * @param {string} title
+ * @param {string} metric
+ * @param {string} contender
+ * @param {Target['relation']} relation
+ * @param {number} limit
+ * @returns {Target}
+ */
+function absoluteTarget(title, metric, contender, relation, limit) {
+  return { title, metric, contender, relation, limits: { any: limit } };
+}
+
+/** @type {readonly Target[]} */
+export const TARGETS = [
+  ratioTarget('TCP, 1 stream, to vxlan', 'tcp1.gbps', '>=', 0.75, 1.15),
+  ratioTarget('TCP, 4 streams, to vxlan', 'tcp4.gbps', '>=', 0.42, 1.05),
+  ratioTarget('processor time per GB, TCP 1 stream, to vxlan', 'tcp1.cpuPerGB', '<=', 1.7, 1.1),
+  ratioTarget('UDP 64 B, < 1 % loss, to vxlan', 'udp64.lossfree', '>=', 2.6, 2.5),
+  ratioTarget('UDP 64 B, flood, to vxlan', 'udp64.flood', '>=', 2.3, 2.3),
+  ratioTarget('UDP 1400 B, < 1 % loss, to vxlan', 'udp1400.lossfree', '>=', 2.3, 2.2),
+  ratioTarget('ping-pong p50, to vxlan', 'ping.p50', '<=', 0.75, 0.8),
+  ratioTarget('ping-pong p99, to vxlan', 'ping.p99', '<=', 1, 1),
+  ratioTarget('TCP, 1 stream, to every offload off', 'tcp1.gbps', '>=', 8, 6, 'podwire-plain'),
+  ...PACES.map((rate) =>
+    ratioTarget(
+      `paced ${rate}/s p50, to no spin`,
+      `paced${rate}.p50`,
+      '<=',
+      rate === 2000 ? 1 : 1.05,
+      rate === 2000 ? 1 : 1.05,
+      'podwire-nospin',
+    ),
+  ),
+  absoluteTarget('idle agent, % of a core', 'idle.cpu', 'podwire', '<', 1),
+  absoluteTarget('idle agent, MB', 'idle.memory', 'podwire', '<', 100e6 / 2 ** 20),
+  absoluteTarget('garbage collections in workers, 10 s of load', 'gc.workers', 'podwire', '<=', 0),
+  absoluteTarget('look-up IPv4, 100,000 prefixes, ns', 'lookup4.random', 'micro', '<=', 15),
+  absoluteTarget('look-up IPv6, 100,000 prefixes, ns', 'lookup6.random', 'micro', '<=', 40),
+  absoluteTarget('forwarder, 100,000 prefixes to one', 'forwarder.ratio', 'micro', '<=', 1.1),
+  absoluteTarget('FIB updates per second', 'update.rate', 'micro', '>=', 50_000),
+];
+
+/**
+ * @param {Target['relation']} relation
+ * @param {number} value
+ * @param {number} limit
+ */
+function holds(relation, value, limit) {
+  if (relation === '>=') return value >= limit;
+  return relation === '<=' ? value <= limit : value < limit;
+}
+
+/**
+ * @param {readonly import('./stats.mjs').Sample[]} samples
+ * @param {Target} target
+ * @param {string} underlay
+ */
+function measured(samples, target, underlay) {
+  const { metric, contender, against } = target;
+  if (against !== undefined) return ratio(samples, { underlay, metric, contender, baseline: against });
+  const values = samples
+    .filter((sample) => sample.contender === contender && (underlay === 'any' || sample.underlay === underlay))
+    .map((sample) => sample.values[metric])
+    .filter((value) => value !== undefined);
+  return values.length > 0 ? spread(values) : undefined;
+}
+
+/**
+ * @param {readonly import('./stats.mjs').Sample[]} samples
+ * @param {readonly Target[]} [targets]
+ * @returns {Verdict[]}
+ */
+export function judge(samples, targets = TARGETS) {
+  return targets.flatMap((target) =>
+    Object.entries(target.limits).map(([underlay, limit]) => {
+      const found = measured(samples, target, underlay);
+      const { title, relation } = target;
+      if (found === undefined) {
+        return {
+          title,
+          underlay,
+          relation,
+          limit,
+          measured: undefined,
+          verdict: /** @type {const} */ ('not measured'),
+          spansLimit: false,
+        };
+      }
+      const reached = holds(relation, found.median, limit);
+      const spansLimit = holds(relation, found.min, limit) !== holds(relation, found.max, limit);
+      return { title, underlay, relation, limit, measured: found, verdict: reached ? 'reached' : 'missed', spansLimit };
+    }),
+  );
+}
