@@ -4,19 +4,22 @@
  * state and kernel routes of the device are the host's business (src/host), as are leases (src/control).
  */
 import { availableParallelism } from 'node:os';
-import { PodwireError } from '../errors.js';
+import type { PodwireError } from '../errors.js';
 import { Fib } from '../fib/fib.js';
-import type { NextHop, RouteTable } from '../fib/fib.js';
+import type { RouteTable } from '../fib/fib.js';
 import { createFibMemory } from '../fib/layout.js';
 import { createBatchMemory, openBatch, PEER_WORDS } from '../io/batch.js';
 import type { Capabilities } from '../io/ports.js';
 import type { OverlayMtu } from '../net/mtu.js';
-import { Address, Prefix } from '../net/prefix.js';
+import type { Prefix } from '../net/prefix.js';
+import { Address } from '../net/prefix.js';
 import type { TotalName } from './counters.js';
 import { COUNTER_COUNT, COUNTER_NAMES, KERNEL_DROPS, namedCounters } from './counters.js';
 import { KernelSide } from './kernel.js';
 import type { DataplaneOptions, ResolvedOptions } from './options.js';
 import { resolveOptions } from './options.js';
+import { PeerRoutes } from './peer-routes.js';
+import type { PathMtuStats } from './pmtu.js';
 import { PathMtuTable } from './pmtu.js';
 import {
   NOTE_SPOOFED,
@@ -56,6 +59,7 @@ export interface DataplaneStats {
   }[];
   readonly peers: readonly PeerStats[];
   readonly routes: number;
+  readonly pathMtu: PathMtuStats;
   /** The latest outer sender whose packets were refused, and how many notes were taken. */
   readonly offenders: {
     readonly unknownSender?: { readonly address: string; readonly count: number };
@@ -83,7 +87,7 @@ export class Dataplane implements AsyncDisposable {
   /** Resolves after {@link close}; rejects when the data plane cannot go on, for instance because the TUN is gone. */
   readonly closed: Promise<void>;
   readonly #parts: Parts;
-  readonly #pathMtu: PathMtuTable | undefined;
+  readonly #pathMtu: PathMtuTable;
   readonly #onExit: () => void;
   #settle!: { resolve: () => void; reject: (error: PodwireError) => void };
   #closing: Promise<void> | undefined;
@@ -104,17 +108,14 @@ export class Dataplane implements AsyncDisposable {
     });
     this.#onExit = () => parts.supervisor.signalStop();
     process.once('exit', this.#onExit);
-    this.#pathMtu =
-      options.pathMtu === false
-        ? undefined
-        : new PathMtuTable({
-            ...options.pathMtu,
-            underlayMtu: options.mtu.underlay,
-            ...(options.configuredMtu === undefined ? {} : { configuredMtu: options.configuredMtu }),
-            logger: options.logger,
-            onChange: (address, mtu) => void fib.setPathMtu(address, mtu),
-          });
-    this.routes = new FamilyCheckedRoutes(fib, options, this.#pathMtu);
+    this.#pathMtu = new PathMtuTable({
+      probe: options.pathMtu,
+      underlayMtu: options.mtu.underlay,
+      configuredMtu: options.configuredMtu,
+      logger: options.logger,
+      onChange: (address, mtu) => void fib.setPathMtu(address, mtu),
+    });
+    this.routes = new PeerRoutes(fib, options.address.family, this.#pathMtu);
   }
 
   /**
@@ -166,6 +167,11 @@ export class Dataplane implements AsyncDisposable {
     this.#parts.fib.setLocal(local, ownAddresses ?? this.#parts.options.ownAddresses);
   }
 
+  /** A link or route of this host changed: the configured MTUs of all next hops are read again. */
+  refreshPathMtu(): void {
+    this.#pathMtu.refresh();
+  }
+
   /** Everything that is counted, at the moment of the call. Cheap enough for once a second, not for once a packet. */
   stats(): DataplaneStats {
     const { fib, kernel, supervisor, policy } = this.#parts;
@@ -198,6 +204,7 @@ export class Dataplane implements AsyncDisposable {
       workers,
       peers,
       routes: fib.size,
+      pathMtu: this.#pathMtu.stats(),
       offenders: {
         ...(unknownSender === undefined ? {} : { unknownSender }),
         ...(spoofedSource === undefined ? {} : { spoofedSource }),
@@ -222,7 +229,7 @@ export class Dataplane implements AsyncDisposable {
   #shutDown(): Promise<void> {
     this.#closing ??= (async () => {
       process.removeListener('exit', this.#onExit);
-      this.#pathMtu?.close();
+      this.#pathMtu.close();
       await this.#parts.supervisor.stop();
       this.#parts.kernel.close();
     })();
@@ -233,58 +240,4 @@ export class Dataplane implements AsyncDisposable {
 function offender(policy: Int32Array, note: number): { readonly address: string; readonly count: number } | undefined {
   const found = readNote(policy, note);
   return found && { address: Address.fromBytes(found.bytes).toString(), count: found.count };
-}
-
-/** The FIB as embedders see it: next hops of the socket's own family only, and each of them known to the MTU table. */
-class FamilyCheckedRoutes implements RouteTable {
-  readonly #fib: Fib;
-  readonly #options: ResolvedOptions;
-  readonly #pathMtu: PathMtuTable | undefined;
-
-  constructor(fib: Fib, options: ResolvedOptions, pathMtu: PathMtuTable | undefined) {
-    this.#fib = fib;
-    this.#options = options;
-    this.#pathMtu = pathMtu;
-  }
-
-  get size(): number {
-    return this.#fib.size;
-  }
-
-  set(prefix: Prefix | string, nextHop: NextHop): void {
-    this.#fib.set(prefix, this.#checked(nextHop));
-    this.#track();
-  }
-
-  delete(prefix: Prefix | string): boolean {
-    const deleted = this.#fib.delete(prefix);
-    if (deleted) this.#track();
-    return deleted;
-  }
-
-  replace(routes: Iterable<readonly [Prefix | string, NextHop]>): void {
-    this.#fib.replace(Array.from(routes, ([prefix, nextHop]) => [prefix, this.#checked(nextHop)] as const));
-    this.#track();
-  }
-
-  lookup(address: Address | string): NextHop | undefined {
-    return this.#fib.lookup(address);
-  }
-
-  entries(): IterableIterator<readonly [Prefix, NextHop]> {
-    return this.#fib.entries();
-  }
-
-  #checked(nextHop: NextHop): NextHop {
-    const address = Address.from(nextHop.address);
-    if (address.family === this.#options.address.family) return nextHop;
-    throw new PodwireError(
-      'INVALID_ARGUMENT',
-      `next hop ${address.toString()} cannot be reached from ${this.#options.address.toString()}: give one of the same address family`,
-    );
-  }
-
-  #track(): void {
-    void this.#pathMtu;
-  }
 }

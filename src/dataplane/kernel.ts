@@ -2,7 +2,7 @@
  * The file descriptors of a data plane: TUN queues, receive sockets, send sockets, raw ICMP sockets and eventfds. The
  * main thread owns them all, so that they outlive a worker that dies; closing happens here and nowhere else.
  */
-import { PodwireError } from '../errors.js';
+import type { PodwireError } from '../errors.js';
 import { addon, errnoName, openTun, systemError } from '../io/native.js';
 import type { Capabilities } from '../io/ports.js';
 import type { ResolvedOptions } from './options.js';

@@ -13,14 +13,7 @@ import { PodwireError, messageOf } from '../errors.js';
 import { checksum } from '../net/checksum.js';
 import { IPV4_HEADER_BYTES, IPV6_HEADER_BYTES } from '../net/packet.js';
 import { Address, type Family } from '../net/prefix.js';
-
-/**
- * - `answered`: a packet of that size went through
- * - `lost`: no answer in time
- * - `too-big`: this host's own link does not take it, which needs no further proof
- * - `failed`: could not be sent (no route, no buffers, closed): says nothing about the path
- */
-export type ProbeOutcome = 'answered' | 'lost' | 'too-big' | 'failed';
+import type { ProbeOutcome } from './pmtu-search.js';
 
 export interface PathMtuProber {
   /** Sends one request of `sizeBytes` of outer IP packet; never rejects. */
@@ -225,7 +218,7 @@ class RawSocketProber implements PathMtuProber {
     this.#closed = true;
     for (const socket of this.#sockets.values()) socket.close();
     this.#sockets.clear();
-    for (const { settle } of [...this.#pending.values()]) settle('failed');
+    for (const { settle } of this.#pending.values()) settle('failed');
   }
 }
 

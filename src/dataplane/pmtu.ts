@@ -11,46 +11,17 @@
  *
  * A peer that answers nothing at all (dead, or it filters ICMP) changes nothing. A peer that filters only large ICMP
  * looks like a path with a small MTU: give such a next hop its `mtu`, or switch probing off.
- *
- * A size is lost only after `retries` probes of it were lost *and* the small probe sent right after each was answered,
- * so that loss and outages are not taken for a smaller MTU (compare RFC 8899, packetization layer discovery).
  */
 import { LRUCache } from 'lru-cache';
-import { PodwireError, messageOf } from '../errors.js';
+import { messageOf } from '../errors.js';
 import { MTU_CEILING, MTU_FLOOR, isPlausibleMtu } from '../net/mtu.js';
 import type { Address } from '../net/prefix.js';
 import { silentLogger, type Logger } from './logger.js';
+import { PATH_MTU_DEFAULTS, pathMtuSettings, type PathMtuOptions } from './pmtu-options.js';
 import { openRawSocketProber, type OpenProber, type PathMtuProber } from './pmtu-prober.js';
+import { searchDown, searchUp, testSize, type ProbedPath, type ProbeOutcome } from './pmtu-search.js';
 
-export interface PathMtuOptions {
-  /** Time between two looks at whether the path still carries what is used. Default 60,000 ms. */
-  readonly intervalMs?: number;
-  /** Time between two tries to use more, and between two readings of the configured MTUs. Default 600,000 ms. */
-  readonly raiseIntervalMs?: number;
-  /** Longest wait for one answer; shorter for peers whose round-trip time is known. Default 1,000 ms. */
-  readonly timeoutMs?: number;
-  /** Probes of one size that must be lost, with a small one answered after each, before it is too big. Default 3. */
-  readonly retries?: number;
-  /** Share by which each interval varies at random, 0 to 1, so that peers are not probed in step. Default 0.2. */
-  readonly jitter?: number;
-  /** Peers that are probed at the same time. Default 16. */
-  readonly concurrency?: number;
-  /** A peer is probed at most this often because of reports. Default 5,000 ms. */
-  readonly reportIntervalMs?: number;
-  /** Results kept, for peers that leave and come back within `raiseIntervalMs`. Default 16,384. */
-  readonly remembered?: number;
-}
-
-export const PATH_MTU_DEFAULTS: Required<PathMtuOptions> = {
-  intervalMs: 60_000,
-  raiseIntervalMs: 600_000,
-  timeoutMs: 1_000,
-  retries: 3,
-  jitter: 0.2,
-  concurrency: 16,
-  reportIntervalMs: 5_000,
-  remembered: 16_384,
-};
+export { PATH_MTU_DEFAULTS, type PathMtuOptions };
 
 /** Time, as the table sees it; tests bring their own. */
 export interface PathMtuClock {
@@ -97,18 +68,16 @@ export interface PathMtuState {
   readonly address: Address;
   readonly mtu: number;
   readonly configured: number;
-  readonly state: 'unprobed' | 'confirmed' | 'silent';
+  /** `given`: the user said it, so it is not probed. */
+  readonly state: 'unprobed' | 'confirmed' | 'silent' | 'given';
 }
-
-/** good: carried · bad: too big · unknown: nothing can be said, so nothing changes */
-type Verdict = 'good' | 'bad' | 'unknown';
 
 interface Path {
   readonly address: Address;
   readonly floor: number;
-  /** What the next hop's own configuration says, or `underlayMtu`. */
-  known: number;
-  /** Upper limit: the least of `known` and what the host has configured. */
+  /** What the user said about this next hop. */
+  given: number | undefined;
+  /** Upper limit: the least of what was given, what the host has configured, and `underlayMtu`. */
   ceiling: number;
   mtu: number;
   state: PathMtuState['state'];
@@ -117,15 +86,20 @@ interface Path {
   /** Smoothed round-trip time, 0 while unknown. */
   rttMs: number;
   silentRounds: number;
+  /** When more than `mtu` may be tried again. */
   raiseAt: number;
+  /** When the last round that a report asked for was due. */
   reportedAt: number;
+  /** Whether the configured MTU was asked for once; nothing is probed before. */
+  ready: boolean;
+  /** This host's own link refused a size that it is configured to take. */
+  linkChanged: boolean;
+  /** In the queue or in a round. */
   busy: boolean;
   watched: boolean;
+  dueAt: number;
   timer: { cancel(): void } | undefined;
 }
-
-/** The boundary of a finished search is tested again; loss that lasts through this many of them is given up on. */
-const SEARCHES = 3;
 
 const systemClock: PathMtuClock = {
   now: () => performance.now(),
@@ -152,12 +126,13 @@ export class PathMtuTable {
   #reason: string | undefined;
   #refreshTimer: { cancel(): void } | undefined;
   #refreshFailed = false;
+  #started = false;
   #closed = false;
 
   /** @throws PodwireError INVALID_ARGUMENT for options outside their range */
   constructor(options: PathMtuTableOptions) {
     this.#options = options;
-    this.#settings = checked({ ...PATH_MTU_DEFAULTS, ...(options.probe === false ? {} : options.probe) });
+    this.#settings = pathMtuSettings(options.probe === false ? {} : (options.probe ?? {}));
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
     this.#logger = options.logger ?? silentLogger;
@@ -172,41 +147,50 @@ export class PathMtuTable {
 
   /**
    * Looks after an address from now on. Watching it again only updates `mtu`.
-   * @param mtu configured for this next hop, in bytes of outer packet; implausible values are ignored and counted
+   * @param mtu given by the user for this next hop, in bytes of outer packet: it is not probed then. A value that no
+   *   path can have is ignored, counted and logged.
    */
   watch(address: Address, mtu?: number): void {
     if (this.#closed) return;
     const key = address.toString();
-    const known = this.#limit(address, mtu);
+    const given = mtu === undefined ? undefined : this.#plausible(address, mtu);
     const existing = this.#paths.get(key);
     if (existing) {
-      if (existing.known === known) return;
-      existing.known = known;
-      this.#refreshSoon([existing]);
+      if (existing.given === given) return;
+      existing.given = given;
+      existing.state = given === undefined ? 'unprobed' : 'given';
+      existing.ready = false;
+      this.#refresh(existing);
       return;
     }
+    const { underlayMtu } = this.#options;
     const path: Path = {
       address,
       floor: MTU_FLOOR[address.family],
-      known,
-      ceiling: this.#options.underlayMtu,
-      mtu: this.#options.underlayMtu,
-      state: 'unprobed',
+      given,
+      ceiling: underlayMtu,
+      mtu: underlayMtu,
+      state: given === undefined ? 'unprobed' : 'given',
       hint: 0,
       rttMs: 0,
       silentRounds: 0,
       raiseAt: 0,
       reportedAt: -Infinity,
+      ready: false,
+      linkChanged: false,
       busy: false,
       watched: true,
+      dueAt: Infinity,
       timer: undefined,
     };
     this.#paths.set(key, path);
-    if (this.#paths.size === 1 && this.#refreshTimer === undefined) this.#start();
-    this.#setCeiling(path, known);
+    if (!this.#started) this.#start();
+    if (given !== undefined) this.#setCeiling(path, Math.min(given, underlayMtu));
     const remembered = this.#results.get(key);
-    if (remembered !== undefined && remembered < path.ceiling) this.#set(path, remembered, 'remembered');
-    this.#refreshSoon([path]);
+    if (given === undefined && remembered !== undefined && remembered < path.ceiling) {
+      this.#set(path, remembered, 'remembered');
+    }
+    this.#refresh(path);
   }
 
   /** Stops looking after an address. `onChange` is not called for it any more. */
@@ -233,16 +217,18 @@ export class PathMtuTable {
     }
     if (mtu >= path.mtu) return;
     if (mtu !== 0) path.hint = mtu;
-    if (path.busy || !this.#prober) return;
+    if (path.busy || !this.#prober || path.given !== undefined) return;
     const now = this.#clock.now();
     const due = Math.max(now, path.reportedAt + this.#settings.reportIntervalMs);
+    // A stream of reports must not put off a round that is due anyway.
+    if (path.dueAt <= due) return;
     path.reportedAt = due;
     this.#schedule(path, due - now);
   }
 
   /** Reads the configured MTUs again: a link or route of this host changed. */
   refresh(): void {
-    this.#refreshSoon([...this.#paths.values()]);
+    for (const path of this.#paths.values()) this.#refresh(path);
   }
 
   get(address: Address): PathMtuState | undefined {
@@ -270,7 +256,7 @@ export class PathMtuTable {
   close(): void {
     this.#closed = true;
     this.#refreshTimer?.cancel();
-    for (const path of [...this.#paths.values()]) this.unwatch(path.address);
+    for (const path of this.#paths.values()) this.unwatch(path.address);
     this.#prober?.close();
     this.#prober = undefined;
   }
@@ -278,15 +264,9 @@ export class PathMtuTable {
   // — Start, and configured MTUs
 
   #start(): void {
-    this.#refreshTimer = this.#clock.after(this.#varied(this.#settings.raiseIntervalMs), () => {
-      this.#refreshTimer = undefined;
-      if (this.#closed) return;
-      this.#start();
-      this.refresh();
-    });
-    if (this.#probing !== 'starting' || this.#prober) return;
-    this.#probing = 'on';
-    void this.#open();
+    this.#started = true;
+    if (this.#options.configuredMtu) this.#refreshLater();
+    if (this.#probing === 'starting') void this.#open();
   }
 
   async #open(): Promise<void> {
@@ -295,6 +275,7 @@ export class PathMtuTable {
       const prober = await open((address, mtu) => this.report(address, mtu));
       if (this.#closed) return prober.close();
       this.#prober = prober;
+      this.#probing = 'on';
       for (const path of this.#paths.values()) this.#enqueue(path);
     } catch (error) {
       this.#probing = 'unavailable';
@@ -306,44 +287,61 @@ export class PathMtuTable {
     }
   }
 
-  /** All look-ups at once: the one behind `configuredMtu` can then share its work between them. */
-  #refreshSoon(paths: readonly Path[]): void {
-    for (const path of paths) void this.#refreshOne(path);
+  #refreshLater(): void {
+    this.#refreshTimer = this.#clock.after(this.#varied(this.#settings.raiseIntervalMs), () => {
+      this.refresh();
+      this.#refreshLater();
+    });
   }
 
-  async #refreshOne(path: Path): Promise<void> {
-    let configured: number | undefined;
-    try {
-      configured = await this.#options.configuredMtu?.(path.address);
-      this.#refreshFailed = false;
-    } catch (error) {
-      if (!this.#refreshFailed) {
-        this.#refreshFailed = true;
-        const reason = messageOf(error);
-        this.#logger.warn({ reason }, 'the configured MTUs could not be read; the last known ones stay');
-      }
-      this.#enqueue(path);
-      return;
-    }
+  #refresh(path: Path): void {
+    this.#refreshNow(path).catch((error: unknown) => {
+      this.#logger.error({ peer: path.address.toString(), reason: messageOf(error) }, 'path MTU could not be set');
+    });
+  }
+
+  /** The first one, and each that changes the limit, makes the path due. */
+  async #refreshNow(path: Path): Promise<void> {
+    const configured = await this.#readConfigured(path);
     if (!path.watched) return;
-    this.#setCeiling(path, Math.min(path.known, this.#limit(path.address, configured)));
+    const limits = [this.#options.underlayMtu, configured, path.given].filter((mtu) => mtu !== undefined);
+    const changed = this.#setCeiling(path, Math.min(...limits));
+    if (path.ready && !changed) return;
+    path.ready = true;
     this.#enqueue(path);
   }
 
-  /** `mtu` if there can be such a thing, never more than the underlay's. */
-  #limit(address: Address, mtu: number | undefined): number {
-    if (mtu === undefined) return this.#options.underlayMtu;
-    // A link may well claim more than an IP packet can have: the loopback has 65,536.
-    if (isPlausibleMtu(Math.min(mtu, MTU_CEILING), address.family)) return Math.min(mtu, this.#options.underlayMtu);
-    this.#counts.absurd++;
-    return this.#options.underlayMtu;
+  /** Undefined where nobody knows; the last known one when it cannot be read. */
+  async #readConfigured(path: Path): Promise<number | undefined> {
+    try {
+      const mtu = await this.#options.configuredMtu?.(path.address);
+      this.#refreshFailed = false;
+      // A link may well claim more than an IP packet can have: the loopback has 65,536.
+      return mtu === undefined ? undefined : this.#plausible(path.address, Math.min(mtu, MTU_CEILING));
+    } catch (error) {
+      if (!this.#refreshFailed) {
+        const reason = messageOf(error);
+        this.#logger.warn({ reason }, 'the configured MTUs could not be read; the last known ones stay');
+      }
+      this.#refreshFailed = true;
+      return path.ceiling;
+    }
   }
 
-  #setCeiling(path: Path, ceiling: number): void {
-    const learnt = path.mtu < path.ceiling;
+  #plausible(address: Address, mtu: number): number | undefined {
+    if (isPlausibleMtu(mtu, address.family)) return mtu;
+    this.#counts.absurd++;
+    this.#logger.warn({ peer: address.toString(), mtu }, 'ignored an MTU that no path can have');
+    return undefined;
+  }
+
+  #setCeiling(path: Path, ceiling: number): boolean {
+    if (ceiling === path.ceiling) return false;
+    const learnt = path.mtu < path.ceiling && path.given === undefined;
     path.ceiling = ceiling;
     if (path.mtu > ceiling || !learnt) this.#set(path, ceiling, 'configured');
     else path.raiseAt = 0;
+    return true;
   }
 
   #set(path: Path, mtu: number, why: 'configured' | 'remembered' | 'probed'): void {
@@ -366,13 +364,14 @@ export class PathMtuTable {
 
   #schedule(path: Path, delayMs: number): void {
     path.timer?.cancel();
+    path.dueAt = this.#clock.now() + delayMs;
     path.timer = this.#clock.after(delayMs, () => this.#enqueue(path));
   }
 
   #enqueue(path: Path): void {
+    if (!this.#prober || !path.ready || path.busy || !path.watched || path.given !== undefined) return;
     path.timer?.cancel();
-    path.timer = undefined;
-    if (!this.#prober || path.busy || !path.watched) return;
+    path.dueAt = Infinity;
     path.busy = true;
     this.#queue.push(path);
     this.#pump();
@@ -400,90 +399,50 @@ export class PathMtuTable {
     // Peers that never answer are asked less and less often.
     path.silentRounds = path.state === 'silent' ? path.silentRounds + 1 : 0;
     const delay = Math.min(intervalMs * 2 ** Math.max(0, path.silentRounds - 1), Math.max(intervalMs, raiseIntervalMs));
-    if (path.watched) this.#schedule(path, this.#varied(delay));
+    if (path.watched) {
+      this.#schedule(path, this.#varied(delay));
+      if (path.linkChanged) this.#refresh(path);
+    }
+    path.linkChanged = false;
     this.#pump();
   }
 
   async #round(path: Path): Promise<void> {
+    const probed = this.#probed(path);
     const used = path.mtu;
-    const verdict = await this.#test(path, used);
+    const verdict = await testSize(probed, used);
     const now = this.#clock.now();
-    if (verdict === 'unknown') {
-      if (path.watched) path.state = 'silent';
-      return;
-    }
-    path.state = 'confirmed';
+    if (path.given !== undefined) return;
+    path.state = verdict === 'unknown' ? 'silent' : 'confirmed';
     if (verdict === 'bad') {
       path.raiseAt = now + this.#settings.raiseIntervalMs;
-      if ((await this.#test(path, path.floor)) !== 'good') return;
-      this.#conclude(path, await this.#search(path, path.floor, used));
-      return;
+      this.#conclude(path, await searchDown(probed, used));
+    } else if (verdict === 'good') {
+      this.#conclude(path, used);
+      if (used >= path.ceiling || now < path.raiseAt) return;
+      path.raiseAt = now + this.#settings.raiseIntervalMs;
+      this.#conclude(path, await searchUp(probed, used, path.ceiling));
     }
-    this.#conclude(path, used);
-    if (used >= path.ceiling || now < path.raiseAt) return;
-    path.raiseAt = now + this.#settings.raiseIntervalMs;
-    this.#conclude(path, await this.#raise(path, used, path.ceiling));
   }
 
-  /** A result stands only if the path is still wanted and its limits did not move meanwhile. */
+  /** A result stands only while the path is wanted, and never above a limit that moved meanwhile. */
   #conclude(path: Path, mtu: number | undefined): void {
-    if (mtu === undefined || !path.watched) return;
-    this.#set(path, Math.min(mtu, path.ceiling), 'probed');
+    if (mtu !== undefined && path.watched && path.given === undefined)
+      this.#set(path, Math.min(mtu, path.ceiling), 'probed');
   }
 
-  /** One byte more than what is used tells cheaply whether anything has changed; only then is the new limit sought. */
-  async #raise(path: Path, used: number, ceiling: number): Promise<number | undefined> {
-    if ((await this.#test(path, used + 1)) !== 'good') return undefined;
-    if (used + 1 === ceiling) return ceiling;
-    const top = await this.#test(path, ceiling);
-    if (top === 'good') return ceiling;
-    return top === 'bad' ? await this.#search(path, used + 1, ceiling) : undefined;
+  #probed(path: Path): ProbedPath {
+    return {
+      floor: path.floor,
+      retries: this.#settings.retries,
+      get hint() {
+        return path.hint;
+      },
+      probe: (size) => this.#probe(path, size),
+    };
   }
 
-  /**
-   * The largest size that passes, between one that does and one that does not; undefined when the peer fell silent.
-   * The smallest refused size is tested once more at the end, since loss may have refused it; if it passes after all,
-   * the search goes on above it.
-   */
-  async #search(path: Path, good: number, bad: number): Promise<number | undefined> {
-    let low = good;
-    for (let searches = 0; searches < SEARCHES; searches++) {
-      let high = bad;
-      while (high - low > 1) {
-        const size = between(low, high, path.hint);
-        const verdict = await this.#test(path, size);
-        if (verdict === 'unknown') return undefined;
-        if (verdict === 'good') low = size;
-        else high = size;
-      }
-      const again = await this.#test(path, high);
-      if (again === 'unknown') return undefined;
-      if (again === 'bad') return low;
-      if (high === bad) return bad;
-      low = high;
-    }
-    return undefined;
-  }
-
-  async #test(path: Path, size: number): Promise<Verdict> {
-    const { retries } = this.#settings;
-    let refused = 0;
-    for (let attempt = 1; attempt <= retries * 2; attempt++) {
-      const outcome = await this.#probe(path, size);
-      if (outcome === 'answered') return 'good';
-      if (outcome === 'failed') return 'unknown';
-      if (outcome === 'too-big') return size > path.floor ? 'bad' : 'unknown';
-      if (size > path.floor) {
-        const small = await this.#probe(path, path.floor);
-        if (small === 'answered' && ++refused === retries) return 'bad';
-        if (small === 'failed' || small === 'too-big') return 'unknown';
-      }
-      if (refused === 0 && attempt >= retries) return 'unknown';
-    }
-    return 'unknown';
-  }
-
-  async #probe(path: Path, size: number): Promise<'answered' | 'lost' | 'too-big' | 'failed'> {
+  async #probe(path: Path, size: number): Promise<ProbeOutcome> {
     const prober = this.#prober;
     if (!prober || !path.watched) return 'failed';
     const { timeoutMs } = this.#settings;
@@ -495,39 +454,12 @@ export class PathMtuTable {
       this.#counts.answers++;
       const rtt = Math.max(this.#clock.now() - sent, 0.001);
       path.rttMs = path.rttMs === 0 ? rtt : path.rttMs + (rtt - path.rttMs) / 8;
-    } else if (outcome === 'lost') {
+    } else if (outcome === 'lost' && size <= path.floor) {
       // It may only have been late: wait longer next time.
       path.rttMs *= 2;
+    } else if (outcome === 'too-big') {
+      path.linkChanged = true;
     }
     return outcome;
   }
-}
-
-/** A size strictly between two others: the hint, then one above it (which shows whether it is the limit), else half way. */
-function between(low: number, high: number, hint: number): number {
-  for (const size of [hint, hint + 1]) if (size > low && size < high && (size === hint || low === hint)) return size;
-  return (low + high) >>> 1;
-}
-
-function checked(options: Required<PathMtuOptions>): Required<PathMtuOptions> {
-  const ranges: Record<keyof PathMtuOptions, readonly [number, number]> = {
-    intervalMs: [100, 86_400_000],
-    raiseIntervalMs: [100, 86_400_000],
-    timeoutMs: [10, 60_000],
-    retries: [1, 10],
-    jitter: [0, 1],
-    concurrency: [1, 1024],
-    reportIntervalMs: [0, 86_400_000],
-    remembered: [1, 1_000_000],
-  };
-  for (const [name, [least, most]] of Object.entries(ranges) as [keyof PathMtuOptions, readonly [number, number]][]) {
-    const value = options[name];
-    if (typeof value !== 'number' || !(value >= least && value <= most)) {
-      throw new PodwireError(
-        'INVALID_ARGUMENT',
-        `option pathMtu.${name} is ${String(value)}: give a number from ${least} to ${most}`,
-      );
-    }
-  }
-  return options;
 }

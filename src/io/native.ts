@@ -10,8 +10,8 @@ import { openBatch } from './batch.js';
 import type { PacketPort, SpinMode, TunRung } from './ports.js';
 
 interface NativeEngine {
-  turn(timeoutMs: number): number;
-  destroy(): void;
+  readonly turn: (this: void, timeoutMs: number) => number;
+  readonly destroy: (this: void) => void;
 }
 
 /** What native/addon.c exports; counts or -errno. */
