@@ -28,7 +28,7 @@ export type ReportListener = (address: Address, mtu: number) => void;
 export type OpenProber = (onReport: ReportListener) => Promise<PathMtuProber>;
 
 /** What is used of raw-socket 1.8, which has no types. */
-interface RawSocket {
+export interface RawSocket {
   on(event: 'message', listener: (message: Buffer, source: string) => void): void;
   on(event: 'error', listener: (error: Error) => void): void;
   setOption(level: number, option: number, value: number): void;
@@ -37,7 +37,7 @@ interface RawSocket {
   close(): void;
 }
 
-interface RawSocketModule {
+export interface RawSocketModule {
   createSocket(options: { protocol: number; addressFamily: number; bufferSize: number }): RawSocket;
 }
 
@@ -111,7 +111,8 @@ export const openRawSocketProber: OpenProber = async (onReport) => {
   return prober;
 };
 
-class RawSocketProber implements PathMtuProber {
+/** The prober over a loaded raw-socket, or over anything that behaves like it. */
+export class RawSocketProber implements PathMtuProber {
   readonly #module: RawSocketModule;
   readonly #onReport: ReportListener;
   readonly #sockets = new Map<Family, RawSocket>();
