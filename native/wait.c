@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 #include "engine.h"
@@ -86,6 +87,7 @@ int pw_wait(struct pw_engine *e, int timeout_ms)
         learn(e, true);
         return got;
       }
+      sched_yield(); /* whoever this packet was for may wait for this very processor */
     } while (pw_now_ns() - from < (int64_t)e->c.spin_ns);
     pw_count(e, PW_C_spinMisses, 1);
   }
