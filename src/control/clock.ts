@@ -11,8 +11,11 @@ export interface Clock {
   now(): number;
   /** Milliseconds since some fixed moment. Never jumps back. */
   monotonic(): number;
-  /** Calls back once after `delayMs`; the returned function cancels. */
-  timer(callback: () => void, delayMs: number): () => void;
+  /**
+   * Calls back once after `delayMs`; the returned function cancels. A `background` timer alone does not keep the
+   * process alive.
+   */
+  timer(callback: () => void, delayMs: number, kind?: 'background'): () => void;
 }
 
 /** setTimeout fires at once for delays above this. */
@@ -21,11 +24,12 @@ const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 export const systemClock: Clock = {
   now: () => Date.now(),
   monotonic: () => performance.now(),
-  timer(callback, delayMs) {
+  timer(callback, delayMs, kind) {
     let handle: NodeJS.Timeout;
     const arm = (leftMs: number): void => {
       const stepMs = Math.min(Math.max(0, leftMs), LONGEST_TIMEOUT_MS);
       handle = setTimeout(() => (leftMs > stepMs ? arm(leftMs - stepMs) : callback()), stepMs);
+      if (kind === 'background') handle.unref();
     };
     arm(delayMs);
     return () => clearTimeout(handle);

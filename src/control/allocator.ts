@@ -1,0 +1,227 @@
+/**
+ * Which subnet a host gets, decided from what the store holds: a pure function, so that every store decides alike.
+ *
+ * flannel's order: the lease that already has our PublicIP, then the subnet we had before, then one drawn from
+ * the first hundred free ones (not simply the first, so that hosts starting together rarely want the same).
+ * Where flannel leaves a gap, this fills it: subnets of expired leases are used last, oldest first, so that a host
+ * that comes back late finds its own; IPv4 and IPv6 are kept one by one when only one of them still fits.
+ */
+import { PodwireError } from '../errors.js';
+import { Prefix } from '../net/prefix.js';
+import { belongsTo, overlap, sameSubnets, subnetsOf, type AcquireRequest, type Lease } from './lease.js';
+import { leaseKey, type LeaseSubnets } from './lease-key.js';
+import { ipv4Pool, ipv6Pool, type NetworkConfig, type SubnetPool } from './network-config.js';
+import { fromBigInt, mergeRanges, rangeOf, toBigInt } from './ranges.js';
+
+/** How many free subnets the draw is made from. */
+const CANDIDATES = 100;
+
+/** One entry of the store. */
+export interface HeldSubnets extends LeaseSubnets {
+  /** Absent: the value cannot be read, so somebody unknown holds it. */
+  readonly lease?: Lease;
+  readonly expired: boolean;
+}
+
+export interface AllocationInput {
+  readonly config: NetworkConfig;
+  readonly request: AcquireRequest;
+  readonly held: readonly HeldSubnets[];
+  /** Uniform in [0, 1). */
+  readonly random: () => number;
+}
+
+export interface Allocation {
+  readonly subnets: LeaseSubnets;
+  /** `own`: `lease` is already ours. `previous`, `free`: nobody has it. `expired`: `evict` had it. */
+  readonly from: 'own' | 'previous' | 'free' | 'expired';
+  /** Our entry to renew, when `from` is `own`. */
+  readonly own?: Lease;
+  /** `own` has run out, so that others may be taking it. */
+  readonly ownExpired: boolean;
+  /** Expired leases of others that overlap the choice and must go first. */
+  readonly evict: readonly Lease[];
+  /** Leases of ours that do not fit the config any more; to be removed once the new one stands. */
+  readonly discard: readonly Lease[];
+  /** Live leases of other agents that claim our PublicIP. */
+  readonly conflicts: readonly Lease[];
+}
+
+/**
+ * Decides what to acquire.
+ * @throws PodwireError OUT_OF_SUBNETS when nothing is free; UNSUPPORTED for an IPv6-only network; INVALID_ARGUMENT
+ * for a PublicIP that no peer could use.
+ */
+export function allocate(input: AllocationInput): Allocation {
+  const { config, request, held } = input;
+  checkRequest(config, request);
+  const ours: HeldSubnets[] = [];
+  const theirs: HeldSubnets[] = [];
+  for (const entry of held) (entry.lease && isOurs(entry.lease, entry.expired, request) ? ours : theirs).push(entry);
+  const live = theirs.filter((entry) => !entry.expired);
+  const conflicts = live.flatMap(({ lease }) =>
+    lease?.attributes.publicIp.equals(request.attributes.publicIp) ? [lease] : [],
+  );
+
+  // Byte order of the key decides between several, as in flannel.
+  ours.sort((a, b) => compareBytes(leaseKey(a), leaseKey(b)));
+  const own = ours.find(
+    (entry) => fits(entry, config) && !(entry.expired && live.some((other) => overlap(other, entry))),
+  );
+  const discard = ours.flatMap(({ lease }) => (lease?.expiresAt && !fits(lease, config) ? [lease] : []));
+  if (own?.lease) {
+    return { subnets: own, from: 'own', own: own.lease, ownExpired: own.expired, evict: [], discard, conflicts };
+  }
+
+  const expired = theirs.flatMap(({ lease, expired: over }) => (lease && over ? [lease] : []));
+  const wanted = [request.previous?.subnet, request.previous?.subnet6, ...ours.flatMap(subnetsOf)];
+  const pools = [ipv4Pool(config), ipv6Pool(config)].filter((pool) => pool !== undefined);
+  const chosen = pools.map((pool) => chooseFrom(pool, { wanted, live, expired, random: input.random }));
+  const [first, second] = chosen;
+  if (!first || chosen.length !== pools.length || chosen.includes(undefined)) throw outOfSubnets(config, held);
+  const subnets: LeaseSubnets = { subnet: first.subnet, ...(second && { subnet6: second.subnet }) };
+  const evict = expired.filter((lease) => overlap(lease, subnets));
+  const from = evict.length > 0 ? 'expired' : first.from;
+  return { subnets, from, ownExpired: false, evict, discard, conflicts };
+}
+
+/** Whether the subnets are ones this config would hand out: families, lengths and range all agree. */
+export function fits(subnets: LeaseSubnets, config: NetworkConfig): boolean {
+  const pools = [ipv4Pool(config), ipv6Pool(config)].filter((pool) => pool !== undefined);
+  const parts = subnetsOf(subnets);
+  return parts.length === pools.length && pools.every((pool, i) => inPool(parts[i], pool));
+}
+
+function isOurs(lease: Lease, expired: boolean, request: AcquireRequest): boolean {
+  // A reinstalled host has a new owner name: it may have its PublicIP's lease back once that has run out.
+  return belongsTo(lease, request) || (expired && belongsTo(lease, { attributes: request.attributes }));
+}
+
+function inPool(subnet: Prefix | undefined, pool: SubnetPool): boolean {
+  return (
+    subnet !== undefined &&
+    subnet.family === pool.network.family &&
+    subnet.length === pool.subnetLen &&
+    subnet.address.compare(pool.min) >= 0 &&
+    subnet.address.compare(pool.max) <= 0
+  );
+}
+
+interface ChoiceInput {
+  readonly wanted: readonly (Prefix | undefined)[];
+  readonly live: readonly HeldSubnets[];
+  readonly expired: readonly Lease[];
+  readonly random: () => number;
+}
+
+function chooseFrom(pool: SubnetPool, input: ChoiceInput): { subnet: Prefix; from: Allocation['from'] } | undefined {
+  const { wanted, live, expired, random } = input;
+  const taken = live.flatMap(subnetsOf);
+  const previous = wanted.find(
+    (subnet) => subnet && inPool(subnet, pool) && !taken.some((other) => other.overlaps(subnet)),
+  );
+  if (previous) return { subnet: previous, from: 'previous' };
+  const unused = freeSubnets(pool, [...taken, ...expired.flatMap(subnetsOf)]);
+  if (unused.length > 0) return { subnet: draw(unused, random), from: 'free' };
+  const reusable = freeSubnets(pool, taken)
+    .map((subnet) => ({ subnet, endedMs: lastEnd(expired, subnet) }))
+    .sort((a, b) => a.endedMs - b.endedMs);
+  // A draw among the oldest quarter: always the very oldest would set racing hosts on one subnet.
+  const oldest = reusable.slice(0, Math.ceil(reusable.length / 4));
+  return oldest.length > 0 ? { subnet: draw(oldest, random).subnet, from: 'expired' } : undefined;
+}
+
+function lastEnd(expired: readonly Lease[], subnet: Prefix): number {
+  const ends = expired.filter((lease) => overlap(lease, { subnet })).map((lease) => lease.expiresAt?.getTime() ?? 0);
+  return Math.max(...ends);
+}
+
+function draw<T>(candidates: readonly T[], random: () => number): T {
+  return candidates[Math.min(candidates.length - 1, Math.floor(random() * candidates.length))]!;
+}
+
+/** The first hundred subnets of the pool that overlap none of `taken`. */
+function freeSubnets(pool: SubnetPool, taken: readonly Prefix[]): Prefix[] {
+  const { family } = pool.network;
+  const size = 1n << BigInt((family === 4 ? 32 : 128) - pool.subnetLen);
+  const last = toBigInt(pool.max);
+  const blocks = mergeRanges(taken.filter((prefix) => prefix.family === family).map(rangeOf));
+  const free: Prefix[] = [];
+  let block = 0;
+  for (let at = toBigInt(pool.min); at <= last && free.length < CANDIDATES;) {
+    while (block < blocks.length && blocks[block]!.last < at) block++;
+    const next = blocks[block];
+    if (next !== undefined && next.first < at + size) {
+      at = ((next.last + size) / size) * size;
+    } else {
+      free.push(Prefix.of(fromBigInt(at, family), pool.subnetLen));
+      at += size;
+    }
+  }
+  return free;
+}
+
+/**
+ * What an agent must not ask for.
+ * @throws PodwireError UNSUPPORTED for IPv6 alone: flannel keys such leases by PublicIP 0.0.0.0 and gives every host
+ * the first one's; INVALID_ARGUMENT for a PublicIP peers must refuse.
+ */
+export function checkRequest(config: NetworkConfig, request: AcquireRequest): void {
+  if (!config.enableIPv4) {
+    throw new PodwireError(
+      'UNSUPPORTED',
+      'an IPv6-only network (EnableIPv4 false) needs the Kubernetes API as its store; set EnableIPv4 to true here',
+    );
+  }
+  const { publicIp } = request.attributes;
+  const reason = publicIp.isUnspecified
+    ? 'is unspecified'
+    : publicIp.isMulticast || publicIp.isBroadcast
+      ? 'is not the address of a host'
+      : publicIp.isLoopback
+        ? 'is a loopback address, which no other host can reach'
+        : config.network?.contains(publicIp)
+          ? `lies inside the overlay network ${config.network.toString()}, so packets to it would loop`
+          : undefined;
+  if (publicIp.family !== 4 || reason) {
+    throw new PodwireError(
+      'INVALID_ARGUMENT',
+      `public IP ${publicIp.toString()} ${reason ?? 'is not an IPv4 address'}; give this host's own underlay address`,
+    );
+  }
+  const { ttlMs } = request;
+  if (ttlMs !== undefined && !(Number.isFinite(ttlMs) && ttlMs >= 1000)) {
+    throw new PodwireError('INVALID_ARGUMENT', `a lease must live 1000 ms or longer, not ${ttlMs} ms`);
+  }
+}
+
+function outOfSubnets(config: NetworkConfig, held: readonly HeldSubnets[]): PodwireError {
+  const pools = [ipv4Pool(config), ipv6Pool(config)].filter((pool) => pool !== undefined);
+  const where = pools
+    .map(({ network, min, max, subnetLen }) => {
+      return `${network.toString()} (subnets of /${subnetLen} from ${min.toString()} to ${max.toString()})`;
+    })
+    .join(' and ');
+  const live = held.filter((entry) => !entry.expired);
+  const unreadable = live.filter((entry) => entry.lease === undefined).length;
+  return new PodwireError(
+    'OUT_OF_SUBNETS',
+    `out of subnets: ${live.length} leases are held in ${where}` +
+      `${unreadable > 0 ? `, ${unreadable} of them unreadable` : ''}; release unused leases or enlarge the network`,
+  );
+}
+
+function compareBytes(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}
+
+/** Whether somebody else's live entry overlaps what we have just written; then we must give way. */
+export function collides(mine: Lease, held: readonly HeldSubnets[]): boolean {
+  return held.some(
+    (entry) =>
+      !entry.expired &&
+      !sameSubnets(entry, mine) &&
+      overlap(entry, mine) &&
+      !(entry.lease && belongsTo(entry.lease, mine)),
+  );
+}

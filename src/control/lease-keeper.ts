@@ -1,0 +1,417 @@
+/**
+ * Keeps one host's lease alive and knows everybody else's, over any store and through any fault of it.
+ *
+ * It waits for the config, acquires, renews before the lease ends, gets the same subnet back when the lease is lost,
+ * and turns what the store reports into routes. It never ends on its own: whatever fails is told once, tried
+ * again with growing, jittered delays, and until then everything stays as it was.
+ */
+import { messageOf, PodwireError } from '../errors.js';
+import type { Address } from '../net/prefix.js';
+import { Backoff, pause, systemClock, type BackoffOptions, type Clock } from './clock.js';
+import { DesiredRoutes, type DesiredRoute, type RefusedLease, type RouteDifference } from './desired-routes.js';
+import type { RefusalReason } from './lease-refusal.js';
+import {
+  sameSubnets,
+  type AcquireRequest,
+  type Lease,
+  type LeaseAttributes,
+  type LeaseChange,
+  type LeaseStore,
+  type StoreNotice,
+} from './lease.js';
+import type { NetworkConfig } from './network-config.js';
+
+/** Called as things happen, in their order, never concurrently. What a callback throws is an uncaught exception. */
+export interface LeaseKeeperListener {
+  /** There is no lease yet, and why; once for every new reason. */
+  waiting?(error: PodwireError): void;
+  /** The first lease. */
+  acquired?(lease: Lease, config: NetworkConfig): void;
+  renewed?(lease: Lease): void;
+  /** Our lease is gone from the store, or `holder` has it. We go on serving it while we try to get it back. */
+  ownLost?(lease: Lease, state: 'lost' | 'replaced', holder?: Lease): void;
+  /** We have the same subnet again. */
+  ownRestored?(lease: Lease): void;
+  /** The old subnet could not be had: everything built on it must move. */
+  ownChanged?(lease: Lease, previous: Lease, config: NetworkConfig): void;
+  /** The store's leases as a whole, the first time and after a break. `added` and `removed` have been called. */
+  snapshotApplied?(routes: ReadonlyMap<string, DesiredRoute>): void;
+  /** A new route, or one with other attributes than `before`. */
+  added?(route: DesiredRoute, before?: DesiredRoute): void;
+  removed?(route: DesiredRoute): void;
+  refused?(refused: RefusedLease): void;
+  storeDown?(error: PodwireError): void;
+  storeUp?(): void;
+  /** What the store itself noticed: unreadable entries, duplicate identities. */
+  notice?(notice: StoreNotice): void;
+}
+
+export interface LeaseKeeperOptions {
+  readonly store: LeaseStore;
+  readonly attributes: LeaseAttributes;
+  readonly previous?: AcquireRequest['previous'];
+  readonly owner?: string;
+  readonly ttlMs?: number;
+  /** How long before its end a lease is renewed; default one hour, a third of the lease's life if that is less. */
+  readonly renewMarginMs?: number;
+  /** Underlay addresses of this host besides the attributes' own; a peer's lease that names one is refused. */
+  readonly ownAddresses?: readonly Address[];
+  readonly listener?: LeaseKeeperListener;
+  /** Errors before the first lease that end the attempt, so that `start` rejects; default: none do. */
+  readonly isFatal?: (error: PodwireError) => boolean;
+  /** Delays between tries; default 500 ms doubling to 30 s. */
+  readonly retry?: BackoffOptions;
+  readonly clock?: Clock;
+  /** Uniform in [0, 1). */
+  readonly random?: () => number;
+}
+
+export interface StoreState {
+  readonly description: string;
+  readonly ok: boolean;
+  /** The latest failure, also when it is over. */
+  readonly lastError?: string;
+}
+
+const HOUR_MS = 60 * 60 * 1000;
+
+export class LeaseKeeper implements AsyncDisposable {
+  readonly #options: LeaseKeeperOptions;
+  readonly #store: LeaseStore;
+  readonly #clock: Clock;
+  readonly #random: () => number;
+  readonly #closing = new AbortController();
+  #attributes: LeaseAttributes;
+  #lease: Lease | undefined;
+  #config: NetworkConfig | undefined;
+  #desired: DesiredRoutes | undefined;
+  #isLost = false;
+  #isStale = false;
+  #wake: (() => void) | undefined;
+  #loops: Promise<unknown> | undefined;
+  /** The parts that fail at present; the store is down while there is one. */
+  readonly #failing = new Set<'watch' | 'lease'>();
+  #lastError: string | undefined;
+  #stopNotices: (() => void) | undefined;
+
+  constructor(options: LeaseKeeperOptions) {
+    this.#options = options;
+    this.#store = options.store;
+    this.#attributes = options.attributes;
+    this.#clock = options.clock ?? systemClock;
+    this.#random = options.random ?? Math.random;
+  }
+
+  /** The lease we hold, or go on serving while it is lost; undefined before the first. */
+  get lease(): Lease | undefined {
+    return this.#lease;
+  }
+
+  /** The network config of the last acquire. */
+  get config(): NetworkConfig | undefined {
+    return this.#config;
+  }
+
+  /** Routes to all other hosts, by prefix text. A live view; empty before the first snapshot. */
+  get routes(): ReadonlyMap<string, DesiredRoute> {
+    return this.#desired?.routes ?? new Map<string, DesiredRoute>();
+  }
+
+  /** Leases of all other hosts, by key, refused ones included. A live view. */
+  get leases(): ReadonlyMap<string, Lease> {
+    return this.#desired?.leases ?? new Map<string, Lease>();
+  }
+
+  /** Leases not followed at present, by key. A live view. */
+  get refused(): ReadonlyMap<string, RefusedLease> {
+    return this.#desired?.refused ?? new Map<string, RefusedLease>();
+  }
+
+  /** How often leases were refused, by reason. */
+  get refusals(): Readonly<Partial<Record<RefusalReason, number>>> {
+    return this.#desired?.refusals ?? {};
+  }
+
+  get store(): StoreState {
+    return {
+      description: this.#store.description,
+      ok: this.#failing.size === 0,
+      ...(this.#lastError !== undefined && { lastError: this.#lastError }),
+    };
+  }
+
+  /**
+   * Resolves with the first lease, however long that takes, and goes on in the background.
+   * @throws PodwireError ABORTED when `signal` aborts first, or the error that `isFatal` picked.
+   */
+  async start(signal?: AbortSignal): Promise<Lease> {
+    if (this.#loops || this.#closing.signal.aborted) {
+      throw new PodwireError('INVALID_ARGUMENT', 'a lease keeper starts once; make a new one');
+    }
+    this.#loops = Promise.resolve();
+    this.#stopNotices = this.#store.onNotice?.((notice) => this.#onNotice(notice));
+    const both = signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
+    try {
+      const lease = await this.#acquireFirst(both);
+      this.#loops = Promise.all([this.#hold(), this.#watch()]);
+      return lease;
+    } catch (error) {
+      this.#stopNotices?.();
+      throw error;
+    }
+  }
+
+  /** Tells the peers something else from now on: a new underlay address, new backend data. */
+  setAttributes(attributes: LeaseAttributes, ownAddresses?: readonly Address[]): void {
+    this.#attributes = attributes;
+    if (ownAddresses) this.#ownAddresses = ownAddresses;
+    this.#updateContext();
+    this.#isStale = true;
+    this.#wake?.();
+  }
+
+  /** Ends the loops. The lease stays ours in the store until it expires; `release` gives it back. */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    this.#stopNotices?.();
+    await this.#loops;
+  }
+
+  /** Closes and gives the lease back. @throws PodwireError when the store does not take it. */
+  async release(): Promise<void> {
+    await this.close();
+    if (this.#lease) await this.#store.release(this.#lease);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #ownAddresses: readonly Address[] | undefined;
+
+  async #acquireFirst(signal: AbortSignal): Promise<Lease> {
+    const { isFatal, listener, previous } = this.#options;
+    const backoff = this.#backoff();
+    let told: string | undefined;
+    for (;;) {
+      if (signal.aborted) throw new PodwireError('ABORTED', 'waiting for a lease was cancelled');
+      try {
+        const lease = await this.#acquire(previous, signal);
+        this.#succeeded('lease');
+        this.#tell(() => listener?.acquired?.(lease, this.#config!));
+        return lease;
+      } catch (error) {
+        const fault = asPodwireError(error);
+        if (fault.code === 'ABORTED' || fault.code === 'CLOSED' || isFatal?.(fault)) throw fault;
+        this.#lastError = fault.message;
+        if (isOutage(fault)) this.#failed('lease', fault);
+        if (told !== fault.message) this.#tell(() => listener?.waiting?.(fault));
+        told = fault.message;
+        await pause(this.#clock, backoff.nextMs(), signal);
+      }
+    }
+  }
+
+  async #acquire(previous: AcquireRequest['previous'], signal: AbortSignal): Promise<Lease> {
+    const { owner, ttlMs } = this.#options;
+    const config = await this.#store.network(signal);
+    const attributes = this.#attributes;
+    const lease = await this.#store.acquire(
+      {
+        attributes,
+        ...(previous && { previous }),
+        ...(owner !== undefined && { owner }),
+        ...(ttlMs !== undefined && { ttlMs }),
+      },
+      signal,
+    );
+    this.#config = config;
+    this.#lease = lease;
+    this.#isLost = false;
+    this.#isStale = attributes !== this.#attributes;
+    this.#updateContext();
+    return lease;
+  }
+
+  /** Renews in time, and gets the lease back when it is lost. The only writer of our lease after the start. */
+  async #hold(): Promise<void> {
+    const { signal } = this.#closing;
+    const backoff = this.#backoff();
+    let renewAtMs = this.#renewAtMs();
+    while (!signal.aborted) {
+      if (!this.#isLost && !this.#isStale) {
+        await this.#sleep(renewAtMs, signal);
+        if (signal.aborted) return;
+        if (!this.#isLost && !this.#isStale && this.#clock.monotonic() < renewAtMs) continue;
+      }
+      try {
+        if (this.#isLost) await this.#reacquire(signal);
+        else await this.#renew(signal);
+        this.#succeeded('lease');
+        backoff.reset();
+        renewAtMs = this.#renewAtMs();
+      } catch (error) {
+        const fault = asPodwireError(error);
+        if (fault.code === 'ABORTED' || fault.code === 'CLOSED') return;
+        if (fault.code === 'LEASE_LOST' && !this.#isLost) {
+          this.#lost('lost', undefined);
+          continue;
+        }
+        this.#failed('lease', fault);
+        await pause(this.#clock, backoff.nextMs(), signal);
+      }
+    }
+  }
+
+  async #renew(signal: AbortSignal): Promise<void> {
+    const attributes = this.#attributes;
+    const renewed = await this.#store.renew({ ...this.#lease!, attributes }, signal);
+    this.#lease = renewed;
+    this.#isStale = attributes !== this.#attributes;
+    this.#tell(() => this.#options.listener?.renewed?.(renewed));
+  }
+
+  async #reacquire(signal: AbortSignal): Promise<void> {
+    const before = this.#lease!;
+    const { subnet, subnet6 } = before;
+    const lease = await this.#acquire({ subnet, ...(subnet6 && { subnet6 }) }, signal);
+    const { listener } = this.#options;
+    this.#tell(() => {
+      if (sameSubnets(before, lease)) listener?.ownRestored?.(lease);
+      else listener?.ownChanged?.(lease, before, this.#config!);
+    });
+  }
+
+  #lost(state: 'lost' | 'replaced', holder: Lease | undefined): void {
+    if (this.#isLost) return;
+    this.#isLost = true;
+    this.#tell(() => this.#options.listener?.ownLost?.(this.#lease!, state, holder));
+    this.#wake?.();
+  }
+
+  /** Follows the store's leases; a watch that breaks is begun again, and nothing is withdrawn meanwhile. */
+  async #watch(): Promise<void> {
+    const { signal } = this.#closing;
+    const backoff = this.#backoff();
+    while (!signal.aborted) {
+      let fault = new PodwireError('STORE_UNAVAILABLE', `the watch of ${this.#store.description} ended; trying again`);
+      try {
+        for await (const change of this.#store.watch(signal)) {
+          if (signal.aborted) return;
+          this.#onChange(change);
+          if (change.kind === 'snapshot') {
+            backoff.reset();
+            this.#succeeded('watch');
+          }
+        }
+      } catch (error) {
+        fault = asPodwireError(error);
+      }
+      if (signal.aborted || fault.code === 'CLOSED') return;
+      this.#failed('watch', fault);
+      await pause(this.#clock, backoff.nextMs(), signal);
+    }
+  }
+
+  #onChange(change: LeaseChange): void {
+    const desired = this.#desired!;
+    switch (change.kind) {
+      case 'snapshot':
+        this.#report(desired.replace(change.leases));
+        this.#tell(() => this.#options.listener?.snapshotApplied?.(desired.routes));
+        return;
+      case 'added':
+        this.#report(desired.put(change.lease));
+        return;
+      case 'removed':
+        this.#report(desired.remove(change.lease));
+        return;
+      case 'own':
+        // Late news of a subnet we have given up mean nothing.
+        if (this.#lease && sameSubnets(change.lease, this.#lease)) {
+          this.#lost(change.state, change.state === 'replaced' ? change.lease : undefined);
+        }
+    }
+  }
+
+  #updateContext(): void {
+    const own = this.#lease;
+    const config = this.#config;
+    if (!own || !config) return;
+    const { publicIp, publicIpv6 } = this.#attributes;
+    const ownAddresses = [
+      publicIp,
+      ...(publicIpv6 ? [publicIpv6] : []),
+      ...(this.#ownAddresses ?? this.#options.ownAddresses ?? []),
+    ];
+    const context = { config, own, ownAddresses };
+    if (this.#desired) this.#report(this.#desired.setContext(context));
+    else this.#desired = new DesiredRoutes(context);
+  }
+
+  #report(difference: RouteDifference): void {
+    const { listener } = this.#options;
+    for (const refused of difference.refused) this.#tell(() => listener?.refused?.(refused));
+    for (const route of difference.removed) this.#tell(() => listener?.removed?.(route));
+    for (const { route, before } of difference.added) this.#tell(() => listener?.added?.(route, before));
+  }
+
+  #onNotice(notice: StoreNotice): void {
+    this.#tell(() => this.#options.listener?.notice?.(notice));
+    if (notice.kind === 'down') this.#failed('watch', asPodwireError(notice.error));
+    if (notice.kind === 'up') this.#succeeded('watch');
+  }
+
+  #failed(part: 'watch' | 'lease', fault: PodwireError): void {
+    this.#lastError = fault.message;
+    const wasOk = this.#failing.size === 0;
+    this.#failing.add(part);
+    if (wasOk) this.#tell(() => this.#options.listener?.storeDown?.(fault));
+  }
+
+  #succeeded(part: 'watch' | 'lease'): void {
+    if (this.#failing.delete(part) && this.#failing.size === 0) this.#tell(() => this.#options.listener?.storeUp?.());
+  }
+
+  /** Monotonic time of the next renewal: a little before the margin, by chance, so that hosts spread out. */
+  #renewAtMs(): number {
+    const { expiresAt } = this.#lease!;
+    if (!expiresAt) return Number.POSITIVE_INFINITY;
+    const leftMs = Math.max(0, expiresAt.getTime() - this.#clock.now());
+    const marginMs = this.#options.renewMarginMs ?? Math.min(HOUR_MS, leftMs / 3);
+    // A margin longer than the lease's life means as early as is reasonable.
+    const untilMarginMs = leftMs > marginMs ? leftMs - marginMs : leftMs / 10;
+    const delayMs = Math.max(100, untilMarginMs * (0.9 + this.#random() / 10));
+    return this.#clock.monotonic() + delayMs;
+  }
+
+  async #sleep(untilMs: number, signal: AbortSignal): Promise<void> {
+    const woken = new AbortController();
+    this.#wake = () => woken.abort();
+    await pause(this.#clock, untilMs - this.#clock.monotonic(), AbortSignal.any([signal, woken.signal]));
+    this.#wake = undefined;
+  }
+
+  #backoff(): Backoff {
+    return new Backoff(this.#options.retry ?? { minMs: 500, maxMs: 30_000 }, this.#random);
+  }
+
+  #tell(call: () => void): void {
+    try {
+      call();
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
+  }
+}
+
+function isOutage(error: PodwireError): boolean {
+  return error.code === 'STORE_UNAVAILABLE' || error.code === 'PERMISSION';
+}
+
+function asPodwireError(error: unknown): PodwireError {
+  if (error instanceof PodwireError) return error;
+  return new PodwireError('STORE_UNAVAILABLE', `the store failed: ${messageOf(error)}`, { cause: error });
+}
