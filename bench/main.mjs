@@ -4,7 +4,7 @@
  * --json everything into a file. Exit code 0 when every contender that is there could be measured; what the figures are
  * does not change it. Needs root (or an unprivileged namespace that looks like it).
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CONTENDERS } from './contenders/index.mjs';
@@ -37,6 +37,18 @@ async function checkRequirements(options) {
     await run([program, argument]).catch(() => {
       throw new BenchError(`the program ${program} is missing (Debian, Ubuntu: apt-get install ${pack})`);
     });
+  }
+}
+
+/**
+ * A report that cannot be written would be noticed half an hour late.
+ * @param {string} file
+ */
+function checkWritable(file) {
+  try {
+    closeSync(openSync(file, 'a'));
+  } catch (error) {
+    throw new BenchError(`--json ${file} cannot be written: ${error instanceof Error ? error.message : String(error)}`);
   }
 }
 
@@ -118,6 +130,7 @@ async function main() {
     process.stdout.write(`${USAGE}\n`);
     return 0;
   }
+  if (options.jsonFile !== undefined) checkWritable(options.jsonFile);
   const interruption = new AbortController();
   for (const name of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
     process.on(name, () => {

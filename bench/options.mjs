@@ -25,7 +25,7 @@ MODE
   latency      round trips: ping-pong, and paced at ${PACES.join(', ')} packets/s
   agent        an idle agent's processor time and memory; garbage collections of its workers under load
   micro        single functions: look-up, update, forwarder, native call
-  all          all of these
+  all          all of these; several with commas: throughput,latency
 
   --rounds N           rounds; in each every contender runs once, in rotated order (default 3)
   --seconds S          length of one TCP, ping-pong or idle measurement (default 5)
@@ -56,7 +56,7 @@ Programs of other projects are looked for in the directory PODWIRE_BENCH_BIN, th
  * @property {number} noiseSeconds
  *
  * @typedef {object} Options
- * @property {string} mode
+ * @property {readonly string[]} modes
  * @property {readonly Measure[]} measures
  * @property {boolean} micro
  * @property {number} rounds
@@ -131,7 +131,7 @@ function number(option, text, low, high) {
  */
 function choice(option, text, choices) {
   const found = choices.find((name) => name === text);
-  if (found === undefined) throw new BenchError(`--${option} must be one of ${choices.join(', ')}, got "${text}"`);
+  if (found === undefined) throw new BenchError(`${option} must be one of ${choices.join(', ')}, got "${text}"`);
   return found;
 }
 
@@ -167,29 +167,31 @@ export function parseOptions(argv) {
   if (values.help) return 'help';
   if (positionals.length !== 1) {
     throw new BenchError(
-      `give one mode of ${Object.keys(MODES).join(', ')}${positionals.length > 1 ? `, got "${positionals.join(' ')}"` : ''}`,
+      `give one mode, or several with commas, of ${Object.keys(MODES).join(', ')}; got "${positionals.join(' ')}"`,
     );
   }
-  const mode = choice('MODE', positionals[0] ?? '', Object.keys(MODES));
+  const modes = (positionals[0] ?? '').split(',').map((name) => choice('MODE', name.trim(), Object.keys(MODES)));
+  const chosen = modes.map((mode) => /** @type {typeof MODES['all']} */ (MODES[mode]));
   const rounds = number('rounds', values.rounds, 1, 100);
   if (!Number.isInteger(rounds)) throw new BenchError(`--rounds must be a whole number, got "${values.rounds}"`);
   const seconds = number('seconds', values.seconds, 1, 120);
-  const underlay = choice('underlay', values.underlay, ['veth', 'nic', 'both']);
+  const underlay = choice('--underlay', values.underlay, ['veth', 'nic', 'both']);
   const names = values.contenders?.split(',').map((name) =>
     choice(
-      'contenders',
+      '--contenders',
       name.trim(),
       CONTENDERS.map((one) => one.name),
     ),
   );
   return {
-    mode,
-    .../** @type {{ measures: readonly Measure[], micro: boolean }} */ (MODES[mode]),
+    modes,
+    measures: [...new Set(chosen.flatMap(({ measures }) => measures))],
+    micro: chosen.some(({ micro }) => micro),
     rounds,
     seconds,
     underlays: underlay === 'both' ? ['veth', 'nic'] : [underlay],
     contenders: names,
-    pace: choice('pace', values.pace, ['sleep', 'spin']),
+    pace: choice('--pace', values.pace, ['sleep', 'spin']),
     jsonFile: values.json,
     quick: values.quick,
     durations: values.quick ? QUICK : fullDurations(seconds),

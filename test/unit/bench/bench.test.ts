@@ -1,0 +1,226 @@
+/** The benchmark's arithmetic: what stands between raw samples and a verdict. */
+import { describe, expect, it } from 'vitest';
+import { parseOptions } from '../../../bench/options.mjs';
+import { METRICS } from '../../../bench/report/metrics.mjs';
+import { ratio, spread, summarise } from '../../../bench/report/stats.mjs';
+import { columns, figure } from '../../../bench/report/table.mjs';
+import { TARGETS, judge } from '../../../bench/report/targets.mjs';
+import { rotated } from '../../../bench/rounds.mjs';
+import { workerCollections } from '../../../bench/scale/agent.mjs';
+import { searchRate } from '../../../bench/throughput/search.mjs';
+
+const sample = (
+  round: number,
+  contender: string,
+  values: Record<string, number>,
+  underlay: 'veth' | 'nic' = 'veth',
+) => ({
+  round,
+  underlay,
+  contender,
+  values,
+});
+
+describe('statistics', () => {
+  it('takes the middle value, or the mean of the two middle ones, and the ends', () => {
+    expect(spread([3, 1, 2])).toEqual({ median: 2, min: 1, max: 3, count: 3 });
+    expect(spread([4, 1, 3, 2])).toEqual({ median: 2.5, min: 1, max: 4, count: 4 });
+    expect(spread([10, 9])).toMatchObject({ median: 9.5, min: 9, max: 10 });
+  });
+
+  it('divides within a round before it takes the median', () => {
+    // The machine was twice as fast in round 2. Medians divided afterwards would give 10/10 = 1.
+    const samples = [
+      sample(1, 'vxlan', { m: 10 }),
+      sample(1, 'podwire', { m: 5 }),
+      sample(2, 'vxlan', { m: 20 }),
+      sample(2, 'podwire', { m: 10 }),
+      sample(3, 'vxlan', { m: 4 }),
+      sample(3, 'podwire', { m: 40 }),
+    ];
+    const which = { underlay: 'veth', metric: 'm', contender: 'podwire', baseline: 'vxlan' };
+    expect(ratio(samples, which)).toEqual({ median: 0.5, min: 0.5, max: 10, count: 3 });
+  });
+
+  it('leaves out rounds without the baseline, other underlays, and a baseline of 0', () => {
+    const samples = [
+      sample(1, 'podwire', { m: 5 }),
+      sample(2, 'podwire', { m: 6 }),
+      sample(2, 'vxlan', { m: 3 }),
+      sample(3, 'podwire', { m: 6 }),
+      sample(3, 'vxlan', { m: 0 }),
+      sample(1, 'vxlan', { m: 1 }, 'nic'),
+    ];
+    const which = { underlay: 'veth', metric: 'm', contender: 'podwire', baseline: 'vxlan' };
+    expect(ratio(samples, which)).toEqual({ median: 2, min: 2, max: 2, count: 1 });
+    expect(ratio(samples, { ...which, underlay: 'nic' })).toBeUndefined();
+  });
+
+  it('makes one row for each contender that was measured, in the asked order', () => {
+    const samples = [sample(1, 'b', { y: 2 }), sample(1, 'a', { x: 1, y: 4 })];
+    const order = { underlays: ['veth', 'nic'], metrics: ['x', 'y'], contenders: ['a', 'b'], baseline: 'b' };
+    expect(summarise(samples, order).map((row) => [row.metric, row.contender, row.ratio?.median])).toEqual([
+      ['x', 'a', undefined],
+      ['y', 'a', 2],
+      ['y', 'b', 1],
+    ]);
+  });
+
+  it('rotates the order of contenders so that each is first once', () => {
+    expect([0, 1, 2, 3].map((round) => rotated(['a', 'b', 'c'], round).join(''))).toEqual(['abc', 'bca', 'cab', 'abc']);
+    expect(rotated([], 2)).toEqual([]);
+  });
+});
+
+describe('search for the highest rate', () => {
+  /** A tunnel that loses what exceeds its capacity, behind a sender with a limit. */
+  const tunnel =
+    (capacity: number, sender = Infinity) =>
+    (asked: number) => {
+      const offered = Math.min(asked, sender);
+      return Promise.resolve({ offered, loss: Math.max(0, 1 - capacity / offered) });
+    };
+
+  it.each([
+    [300_000, 290_000],
+    [300_000, 100_000],
+    [300_000, 3_000_000],
+    [1_000, 300_000],
+  ])('finds a capacity of %i from %i to within 5 %%', async (capacity, start) => {
+    const { rate, senderLimited } = await searchRate(tunnel(capacity), { start, maxProbes: 60 });
+    expect(rate).toBeGreaterThan(capacity * 0.95);
+    expect(rate).toBeLessThanOrEqual(capacity / 0.99);
+    expect(senderLimited).toBe(false);
+  });
+
+  it('reports the sender when that is the limit', async () => {
+    const found = await searchRate(tunnel(500_000, 140_000), { start: 139_000 });
+    expect(found).toMatchObject({ rate: 140_000, senderLimited: true });
+  });
+
+  it('searches below what a lossy and slow sender really sent', async () => {
+    const { rate } = await searchRate(tunnel(100_000, 200_000), { start: 1_000_000, maxProbes: 60 });
+    expect(rate).toBeGreaterThan(95_000);
+    expect(rate).toBeLessThanOrEqual(100_000 / 0.99);
+  });
+
+  it('tries a narrow failure once more, and only twice a search', async () => {
+    const losses = [0.02, 0, 0.02, 0.02, 0.02, 0.02];
+    const asked: number[] = [];
+    const probe = (rate: number) => {
+      asked.push(rate);
+      return Promise.resolve({ offered: rate, loss: losses[asked.length - 1] ?? 1 });
+    };
+    await searchRate(probe, { start: 1000, maxProbes: 6 });
+    expect(asked.slice(0, 4)).toEqual([1000, 1000, 1250, 1250]);
+    expect(new Set(asked.slice(4)).size).toBe(2);
+  });
+
+  it('gives 0 and stops when nothing passes', async () => {
+    const found = await searchRate((offered) => Promise.resolve({ offered, loss: 1 }), { start: 100, maxProbes: 8 });
+    expect(found.rate).toBe(0);
+    expect(found.probes).toHaveLength(8);
+  });
+});
+
+describe('targets', () => {
+  it('are about metrics and contenders that exist', () => {
+    const known = new Set(METRICS.map((metric) => metric.id));
+    expect(TARGETS.filter((target) => !known.has(target.metric))).toEqual([]);
+    expect(new Set(METRICS.map((metric) => metric.id)).size).toBe(METRICS.length);
+  });
+
+  it('judge the median, say when the range lies on both sides, and know what was not measured', () => {
+    const target = {
+      title: 't',
+      metric: 'm',
+      contender: 'podwire',
+      against: 'vxlan',
+      relation: '>=' as const,
+      limits: { veth: 0.75, nic: 1 },
+    };
+    const rounds = [0.7, 0.8, 0.9].flatMap((value, index) => [
+      sample(index + 1, 'podwire', { m: value * 10 }),
+      sample(index + 1, 'vxlan', { m: 10 }),
+    ]);
+    const verdicts = judge(rounds, [target]);
+    expect(verdicts.map(({ underlay, verdict, spansLimit }) => ({ underlay, verdict, spansLimit }))).toEqual([
+      { underlay: 'veth', verdict: 'reached', spansLimit: true },
+      { underlay: 'nic', verdict: 'not measured', spansLimit: false },
+    ]);
+    expect(judge(rounds, [{ ...target, relation: '<=' }])[0]).toMatchObject({ verdict: 'missed', spansLimit: true });
+  });
+
+  it('judge a figure itself on whichever underlay it was measured', () => {
+    const target = { title: 't', metric: 'm', contender: 'podwire', relation: '<' as const, limits: { any: 1 } };
+    expect(judge([sample(1, 'podwire', { m: 1 }, 'nic')], [target])[0]?.verdict).toBe('missed');
+    expect(judge([sample(1, 'podwire', { m: 0.99 }, 'nic')], [target])[0]?.verdict).toBe('reached');
+  });
+});
+
+describe('options', () => {
+  it('joins several modes', () => {
+    const options = parseOptions(['throughput,micro,throughput', '--underlay', 'nic', '--contenders', 'vxlan, direct']);
+    expect(options).toMatchObject({
+      measures: ['throughput'],
+      micro: true,
+      underlays: ['nic'],
+      contenders: ['vxlan', 'direct'],
+      rounds: 3,
+    });
+  });
+
+  it.each([
+    [[], /one mode/],
+    [['fast'], /MODE must be one of throughput.*"fast"/],
+    [['pps', 'latency'], /"pps latency"/],
+    [['pps', '--rounds', '0'], /--rounds must be a number from 1 to 100, got "0"/],
+    [['pps', '--rounds', '1.5'], /whole number, got "1.5"/],
+    [['pps', '--seconds', ''], /--seconds must be/],
+    [['pps', '--contenders', 'vxlan,openvpn'], /"openvpn"/],
+    [['pps', '--colour'], /--colour/],
+  ])('refuses %j in one line', (argv: string[], message: RegExp) => {
+    expect(() => parseOptions(argv)).toThrow(message);
+  });
+});
+
+describe('garbage collections in a trace', () => {
+  const log = [
+    '{"level":30,"msg":"agent is up"}',
+    '[77:0x10000]       17 ms: Scavenge 4.1 (4.2) -> 3.4 (5.2) MB',
+    '[77:0x20000]      300 ms: Scavenge 4.1 (4.2) -> 3.4 (5.2) MB',
+    '[77:0x10000]     9000 ms: Mark-Compact 4.1 (4.2) -> 3.4 (5.2) MB',
+    '[77:0x20000]     9001 ms: Scavenge 4.3 (5.7) -> 3.3 (5.7) MB',
+    '[77:0x30000:1]   9002 ms: Scavenge 4.3 (5.7) -> 3.3 (5.7) MB',
+  ].join('\n');
+
+  it('count those of other threads than the first, from the given time on', () => {
+    expect(workerCollections(log, 2000)).toHaveLength(2);
+    expect(workerCollections(log, 0)).toHaveLength(3);
+    expect(workerCollections('', 0)).toEqual([]);
+  });
+});
+
+describe('table', () => {
+  it('shows figures with three digits or so', () => {
+    expect([0, 0.0123, 0.75, 1.5, 12.34, 123.4, 1234.5, Number.NaN].map(figure)).toEqual([
+      '0.00',
+      '0.012',
+      '0.750',
+      '1.50',
+      '12.3',
+      '123',
+      '1235',
+      '-',
+    ]);
+  });
+
+  it('aligns columns', () => {
+    expect(
+      columns([
+        ['a', '1'],
+        ['bcd', '100'],
+      ]),
+    ).toEqual(['  a      1', '  bcd  100']);
+  });
+});
