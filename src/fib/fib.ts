@@ -142,7 +142,8 @@ export class Fib implements RouteTable {
   set(prefix: Prefix | string, nextHop: NextHop): void {
     const where = Prefix.from(prefix);
     const parsed = parseNextHop(nextHop);
-    const before = this.#leaves(where.family).definition(where);
+    const leaves = this.#leaves(where.family);
+    const before = leaves.definition(leaves.find(where));
     if (before?.parsed.key === parsed.key) return;
     if (before === undefined) this.#checkRoutes(this.#size + 1);
     const freed = before?.row.routes === 1 ? 1 : 0;
@@ -171,9 +172,10 @@ export class Fib implements RouteTable {
     const obsolete: Prefix[] = [];
     for (const [prefix] of this.#routes()) if (!wanted.has(prefix.toString())) obsolete.push(prefix);
     obsolete.sort((a, b) => a.length - b.length);
-    const changed = [...wanted.values()].filter(
-      ([prefix, parsed]) => this.#leaves(prefix.family).definition(prefix)?.parsed.key !== parsed.key,
-    );
+    const changed = [...wanted.values()].filter(([prefix, parsed]) => {
+      const leaves = this.#leaves(prefix.family);
+      return leaves.definition(leaves.find(prefix))?.parsed.key !== parsed.key;
+    });
     changed.sort(([a], [b]) => b.length - a.length);
     if (changed.length === 0 && obsolete.length === 0) return;
 
@@ -330,7 +332,7 @@ export class Fib implements RouteTable {
   /** Publishes the own value for the prefix, else the route that was hidden, else nothing. */
   #restore(prefix: Prefix, own: Own['value'] | undefined): void {
     const leaves = this.#leaves(prefix.family);
-    const value = own ?? leaves.definition(prefix)?.row.index;
+    const value = own ?? leaves.definition(leaves.find(prefix))?.row.index;
     if (value === undefined) leaves.withdraw(prefix);
     else leaves.publish(prefix, value);
   }
@@ -338,15 +340,18 @@ export class Fib implements RouteTable {
   /** Publishes the route, but keeps hold of the next hop that it had before. */
   #put(prefix: Prefix, parsed: ParsedNextHop): Change {
     const leaves = this.#leaves(prefix.family);
-    const before = leaves.definition(prefix);
+    let slot = leaves.find(prefix);
+    const before = leaves.definition(slot);
     const after = this.#nextHops.acquire(parsed);
-    try {
-      if (!isOwn(leaves.value(prefix))) leaves.publish(prefix, after.row.index);
-    } catch (error) {
-      this.#nextHops.release(after);
-      throw error;
+    if (!isOwn(leaves.value(slot))) {
+      try {
+        slot = leaves.publish(prefix, after.row.index);
+      } catch (error) {
+        this.#nextHops.release(after);
+        throw error;
+      }
     }
-    leaves.keep(prefix, after);
+    leaves.keep(slot, after);
     if (before === undefined) this.#size++;
     return { prefix, before, after };
   }
@@ -362,17 +367,19 @@ export class Fib implements RouteTable {
       return;
     }
     const leaves = this.#leaves(prefix.family);
-    if (!isOwn(leaves.value(prefix))) leaves.publish(prefix, before.row.index);
-    leaves.keep(prefix, before);
+    const slot = leaves.find(prefix);
+    if (!isOwn(leaves.value(slot))) leaves.publish(prefix, before.row.index);
+    leaves.keep(slot, before);
     this.#nextHops.release(after);
   }
 
   #drop(prefix: Prefix): boolean {
     const leaves = this.#leaves(prefix.family);
-    const definition = leaves.definition(prefix);
+    const slot = leaves.find(prefix);
+    const definition = leaves.definition(slot);
     if (definition === undefined) return false;
-    leaves.keep(prefix, undefined);
-    if (!isOwn(leaves.value(prefix))) leaves.withdraw(prefix);
+    leaves.keep(slot, undefined);
+    if (!isOwn(leaves.value(slot))) leaves.withdraw(prefix);
     this.#size--;
     this.#nextHops.release(definition);
     this.#reclaimer.collect();

@@ -32,11 +32,12 @@
  * | >= 0                       | leaf: NO_ROUTE, LOCAL, SELF or next-hop index in route tries, host id or 0 |
  * |                            | in sender tries                                                            |
  * | < 0, bits 30..27 = s, 1..8 | chunk of 2^s entries, indexed by the next s address bits                   |
- * | < 0, bits 30..27 = 0       | skip record: [32 - n, pattern, entry if equal, leaf if not], compares the  |
- * |                            | next n address bits (1..32) with the top n bits of the pattern             |
+ * | < 0, bits 30..27 = 0       | skip record, IPv6 only: 4 pattern words, the entry to go on with if the    |
+ * |                            | first `depth` address bits are the pattern's, the leaf if not, `depth`, 0  |
  *
- * Bits 26..0 of a pointer are an index into `words`. A root consumes the first 16 address bits. No chunk and no skip
- * reaches across a 32-bit border of the address, so that a reader holds one address word at a time.
+ * Bits 26..0 of a pointer are an index into `words`. A root consumes the first 16 address bits. No chunk reaches
+ * across a 32-bit border of the address, so that a reader holds one address word at a time; skip records do, and
+ * compare the whole address again rather than only what is new.
  *
  * Reclamation is by epochs (quiescent states). A reader's word holds the epoch it entered in, or 0 while it holds no
  * reference to the table: before its first and after its last batch, while it waits in the kernel (native code
@@ -81,12 +82,18 @@ export const STRIDE_SHIFT = 27;
 export const OFFSET_MASK = (1 << STRIDE_SHIFT) - 1;
 /** The widest chunk, in address bits. */
 export const MAX_STRIDE = 8;
-/** Skip records are 4 words: their size in the heap is 2^2, and the words are these. */
-export const SKIP_ORDER = 2;
-export const SKIP_SHIFT = 0;
-export const SKIP_PATTERN = 1;
-export const SKIP_NEXT = 2;
-export const SKIP_MISS = 3;
+/** A skip record is 2^3 words: the pattern and these. */
+export const SKIP_ORDER = 3;
+export const SKIP_NEXT = 4;
+/** Must follow SKIP_NEXT: readers add 1 instead of branching. */
+export const SKIP_MISS = 5;
+export const SKIP_DEPTH = 6;
+
+/** Masks of the first 0 to 128 bits, 4 words each. */
+export const PREFIX_MASKS: Int32Array = Int32Array.from({ length: 129 * 4 }, (_, i) => {
+  const bits = Math.max(0, Math.min(32, (i >>> 2) - 32 * (i & 3)));
+  return bits === 0 ? 0 : -1 << (32 - bits);
+});
 
 /** Shape of the table: where each region lies in `buffer`, in bytes. Safe to post to workers. */
 export interface FibMemory {

@@ -23,31 +23,34 @@ export class FamilyLeaves {
     this.#key = new Int32Array(keyWords);
   }
 
-  /** The route's next hop for exactly this prefix, hidden or not. */
-  definition(prefix: Prefix): Definition | undefined {
-    return this.#definitions[this.#find(prefix)];
+  /** Where exactly this prefix is kept, 0 when nothing is published for it; valid until it is withdrawn. */
+  find(prefix: Prefix): number {
+    return this.#trie.tree.find(loadKey(this.#key, prefix.address), prefix.length);
   }
 
-  /** What is published for exactly this prefix, NO_ROUTE when nothing is. */
-  value(prefix: Prefix): number {
-    const node = this.#find(prefix);
-    return node === 0 ? NO_ROUTE : this.#trie.tree.value[node]!;
+  /** The next hop of the route there, hidden or not. */
+  definition(slot: number): Definition | undefined {
+    return this.#definitions[slot];
+  }
+
+  /** What is published there, NO_ROUTE for slot 0. */
+  value(slot: number): number {
+    return slot === 0 ? NO_ROUTE : this.#trie.tree.value[slot]!;
   }
 
   /** What an address looks up as, and the next hop of the prefix that decided it. */
   match(address: Address): { value: number; definition: Definition | undefined } {
-    const node = this.#trie.tree.match(loadKey(this.#key, address));
-    if (node === 0) return { value: NO_ROUTE, definition: undefined };
-    return { value: this.#trie.tree.value[node]!, definition: this.#definitions[node] };
+    const slot = this.#trie.tree.match(loadKey(this.#key, address));
+    return { value: this.value(slot), definition: this.#definitions[slot] };
   }
 
   /**
-   * Publishes a value (> 0) for the prefix.
+   * Publishes a value (> 0) for the prefix and returns its slot.
    *
    * @throws PodwireError CAPACITY, with nothing changed; never when something is published for it already.
    */
-  publish(prefix: Prefix, value: number): void {
-    this.#trie.set(loadKey(this.#key, prefix.address), prefix.length, value);
+  publish(prefix: Prefix, value: number): number {
+    return this.#trie.set(loadKey(this.#key, prefix.address), prefix.length, value);
   }
 
   /** Publishes that there is nothing for the prefix. It must not have a next hop. */
@@ -55,9 +58,9 @@ export class FamilyLeaves {
     this.#trie.delete(loadKey(this.#key, prefix.address), prefix.length);
   }
 
-  /** Keeps the next hop for a prefix for which something is published. */
-  keep(prefix: Prefix, definition: Definition | undefined): void {
-    this.#definitions[this.#find(prefix)] = definition;
+  /** Keeps the next hop of the route there. */
+  keep(slot: number, definition: Definition | undefined): void {
+    this.#definitions[slot] = definition;
   }
 
   /** All prefixes with a next hop, in address order, covering ones first. Change nothing meanwhile. */
@@ -66,10 +69,6 @@ export class FamilyLeaves {
       const definition = this.#definitions[node];
       if (definition !== undefined) yield [this.#prefix(node), definition];
     }
-  }
-
-  #find(prefix: Prefix): number {
-    return this.#trie.tree.find(loadKey(this.#key, prefix.address), prefix.length);
   }
 
   #prefix(node: number): Prefix {

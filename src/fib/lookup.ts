@@ -12,14 +12,13 @@ import {
   EPOCH_WORD,
   GENERATION_WORD,
   OFFSET_MASK,
+  PREFIX_MASKS,
   ROUTES4_ROOT,
   ROUTES6_ROOT,
   SENDERS4_ROOT,
   SENDERS6_ROOT,
-  SKIP_MISS,
+  SKIP_DEPTH,
   SKIP_NEXT,
-  SKIP_PATTERN,
-  SKIP_SHIFT,
   STRIDE_SHIFT,
   controlView,
   hostIdView,
@@ -32,46 +31,51 @@ import {
 function walk4(words: Int32Array, root: number, address: number): number {
   let entry = words[root + (address >>> 16)]!;
   if (entry >= 0) return entry;
+  let stride = (entry >>> STRIDE_SHIFT) & 15;
   let rest = address << 16;
-  do {
-    const at = entry & OFFSET_MASK;
-    const stride = (entry >>> STRIDE_SHIFT) & 15;
-    if (stride !== 0) {
-      entry = words[at + ((rest >>> (32 - stride)) & 0xff)]!;
-      rest <<= stride;
-    } else {
-      const shift = words[at + SKIP_SHIFT]!;
-      if ((rest ^ words[at + SKIP_PATTERN]!) >>> shift !== 0) return words[at + SKIP_MISS]!;
-      entry = words[at + SKIP_NEXT]!;
-      rest <<= 32 - shift;
-    }
-  } while (entry < 0);
+  let at = (entry & OFFSET_MASK) + ((rest >>> (32 - stride)) & 0xff);
+  entry = words[at]!;
+  // The second step is taken even from a leaf, which then reads itself again: whether it is one is as good as random
+  // in a table of mixed lengths, and a branch on it would cost more than the step.
+  const leaf = ~(entry >> 31);
+  rest <<= stride;
+  stride = (entry >>> STRIDE_SHIFT) & 15;
+  at = (at & leaf) | (((entry & OFFSET_MASK) + ((rest >>> (32 - stride)) & 0xff)) & ~leaf);
+  entry = words[at]!;
+  while (entry < 0) {
+    rest <<= stride;
+    stride = (entry >>> STRIDE_SHIFT) & 15;
+    entry = words[(entry & OFFSET_MASK) + ((rest >>> (32 - stride)) & 0xff)]!;
+  }
   return entry;
 }
 
 /** The leaf for an IPv6 address given as four big-endian words in the trie whose root starts at word `root`. */
 function walk6(words: Int32Array, root: number, a: number, b: number, c: number, d: number): number {
   let entry = words[root + (a >>> 16)]!;
-  if (entry >= 0) return entry;
   // `rest`: the unread bits of the current address word, at the top; `depth`: how many bits were read in all.
   let rest = a << 16;
   let depth = 16;
-  do {
+  while (entry < 0) {
     const at = entry & OFFSET_MASK;
     const stride = (entry >>> STRIDE_SHIFT) & 15;
     if (stride !== 0) {
       entry = words[at + ((rest >>> (32 - stride)) & 0xff)]!;
       rest <<= stride;
       depth += stride;
+      if ((depth & 31) === 0) rest = depth === 32 ? b : depth === 64 ? c : d;
     } else {
-      const shift = words[at + SKIP_SHIFT]!;
-      if ((rest ^ words[at + SKIP_PATTERN]!) >>> shift !== 0) return words[at + SKIP_MISS]!;
-      entry = words[at + SKIP_NEXT]!;
-      rest <<= 32 - shift; // shifts by 0 for a skip of a whole word, after which `rest` is replaced
-      depth += 32 - shift;
+      depth = words[at + SKIP_DEPTH]! & 0xff;
+      const mask = depth << 2;
+      const difference =
+        ((a ^ words[at]!) & PREFIX_MASKS[mask]!) |
+        ((b ^ words[at + 1]!) & PREFIX_MASKS[mask + 1]!) |
+        ((c ^ words[at + 2]!) & PREFIX_MASKS[mask + 2]!) |
+        ((d ^ words[at + 3]!) & PREFIX_MASKS[mask + 3]!);
+      entry = words[at + SKIP_NEXT + ((difference | (0 - difference)) >>> 31)]!;
+      rest = (depth < 64 ? (depth < 32 ? a : b) : depth < 96 ? c : d) << (depth & 31);
     }
-    if ((depth & 31) === 0) rest = depth === 32 ? b : depth === 64 ? c : d;
-  } while (entry < 0);
+  }
   return entry;
 }
 

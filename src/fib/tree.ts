@@ -21,6 +21,8 @@ export class PrefixTree {
   /** Key words for each node: 1 for IPv4, 4 for IPv6. */
   readonly keyWords: number;
   root = 0;
+  /** The value that the latest {@link insert} replaced, {@link NO_VALUE} when it added the prefix. */
+  replaced = NO_VALUE;
   keys: Int32Array;
   length = new Uint8Array(FIRST_NODES);
   value = new Int32Array(FIRST_NODES);
@@ -67,15 +69,20 @@ export class PrefixTree {
     return best;
   }
 
-  /** Adds the prefix or changes its value (>= 0). Bits of `key` after `length` must be 0. Returns its node. */
+  /**
+   * Adds the prefix or changes its value (>= 0). Bits of `key` after `length` must be 0. Returns its node;
+   * {@link replaced} then says what its value was.
+   */
   insert(key: Int32Array, length: number, value: number): number {
+    this.replaced = NO_VALUE;
     const place = this.#descend(key, length);
     if (place === 0) return this.#replacePlace(0, this.#leaf(key, length, value), length);
     const shared = this.#shared(place, key, Math.min(length, this.length[place]!));
     if (this.length[place] === length && shared === length) {
-      if (this.value[place] === NO_VALUE) {
+      this.replaced = this.value[place]!;
+      if (this.replaced === NO_VALUE) {
         this.count[place]!++;
-        this.#countPath(1, length);
+        this.#countPath(length);
       }
       this.value[place] = value;
       return place;
@@ -203,14 +210,15 @@ export class PrefixTree {
 
   #replacePlace(old: number, node: number, length: number): number {
     this.#setPlace(old, node);
-    this.#countPath(1, length);
+    this.#countPath(length);
     return node;
   }
 
-  #countPath(delta: number, length: number): void {
+  /** One more prefix of that length beneath every node of the path. */
+  #countPath(length: number): void {
     for (let i = 0; i < this.#pathLength; i++) {
       const node = this.#path[i]!;
-      this.count[node]! += delta;
+      this.count[node]!++;
       if (this.deepest[node]! < length) this.deepest[node] = length;
     }
   }

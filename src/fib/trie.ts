@@ -5,9 +5,10 @@
  * values are pushed into the leaves beneath them. The shape under an entry depends on the prefixes beneath it only:
  *
  * - none: a leaf;
- * - all behind the same few bits: a skip record, so that a lone /64 costs 16 bytes a 32-bit word and no chain of chunks;
- * - else a chunk with at most 8 entries for each prefix beneath, no wider than the longest of them needs, and never
- *   more than 8 bits. 32 prefixes are enough for the full width, so a dense network is reached in two loads.
+ * - IPv6, and all of them behind the same few bits: a skip record, so that a lone /64 costs 32 bytes and one step, not a
+ *   chain of chunks;
+ * - else a chunk of 16 entries or at most 8 for each prefix beneath, no wider than the longest of them needs, and
+ *   never more than 8 bits. 32 prefixes are enough for the full width, so a dense network is reached in two loads.
  *
  * With up to {@link EXACT_PREFIXES} prefixes beneath, an entry always has exactly that shape, at most a few microseconds
  * of rebuilding. With more, a chunk only ever grows, so that no sequence of updates rebuilds a large part again and again.
@@ -24,12 +25,12 @@ import {
   NO_ROUTE,
   OFFSET_MASK,
   POINTER,
+  PREFIX_MASKS,
   ROOT_BITS,
+  SKIP_DEPTH,
   SKIP_MISS,
   SKIP_NEXT,
   SKIP_ORDER,
-  SKIP_PATTERN,
-  SKIP_SHIFT,
   STRIDE_SHIFT,
 } from './layout.js';
 import type { Reclaimer } from './reclaim.js';
@@ -37,8 +38,8 @@ import { NO_VALUE, PrefixTree, bitAt } from './tree.js';
 
 /** Up to this many prefixes beneath an entry its shape is kept exact; log2 of it plus 3 is the widest stride. */
 const EXACT_PREFIXES = 32;
-/** A chunk of 2^2 entries is as small as a skip record and needs no comparison. */
-const NARROWEST_SKIP = SKIP_ORDER + 1;
+/** A chunk may have 2^4 entries for a single prefix; this bounds the chain of chunks to a lone IPv4 prefix at 4. */
+const NARROWEST_STRIDE = 4;
 
 /** What the four tries share: their words, where blocks come from, and how they go back. */
 export class TrieSpace {
@@ -135,9 +136,8 @@ export class SharedTrie {
    * that is there already never throws.
    */
   set(key: Int32Array, length: number, value: number): number {
-    const existing = this.tree.find(key, length);
-    if (existing !== 0 && this.tree.value[existing] === value) return existing;
     const node = this.tree.insert(key, length, value);
+    if (this.tree.replaced === value) return node;
     try {
       this.#sync(key, length);
     } catch (error) {
@@ -205,7 +205,7 @@ export class SharedTrie {
       this.#publish(at, this.#buildAside(node, depth, value));
       return;
     }
-    if (!this.#maySay(current, shape, this.#beneath(node, depth))) {
+    if (!this.#maySay(current, shape, depth, this.#beneath(node, depth))) {
       try {
         this.#publish(at, this.#buildAside(node, depth, value));
         return;
@@ -220,7 +220,7 @@ export class SharedTrie {
       this.#range(block, stride, depth, node, value);
     } else {
       if (words[block + SKIP_MISS] !== own) Atomics.store(words, block + SKIP_MISS, own);
-      this.#range(block + SKIP_NEXT, 0, depth + skipLength(words, block), this.#only(node, depth), own);
+      this.#range(block + SKIP_NEXT, 0, words[block + SKIP_DEPTH]!, this.#only(node, depth), own);
     }
   }
 
@@ -265,37 +265,39 @@ export class SharedTrie {
     const tree = this.tree;
     const beneath = this.#beneath(node, depth);
     if (beneath === 0) return 0;
-    const toBorder = 32 - (depth & 31);
-    const stride = Math.min(MAX_STRIDE, 34 - Math.clz32(beneath), tree.deepest[node]! - depth, toBorder);
+    const stride = Math.min(
+      Math.max(NARROWEST_STRIDE, 34 - Math.clz32(beneath)),
+      beneath >= 32 ? MAX_STRIDE - (depth & 7) : MAX_STRIDE,
+      tree.deepest[node]! - depth,
+      32 - (depth & 31),
+    );
     const only = this.#only(node, depth);
-    if (only === 0) return stride;
-    const bits = Math.min(tree.length[only]! - depth, toBorder);
-    return bits >= stride && bits >= NARROWEST_SKIP ? -bits : stride;
+    if (only === 0 || tree.keyWords === 1) return stride;
+    const bits = tree.length[only]! - depth;
+    // A chunk of the size of a skip record needs no comparison.
+    return bits >= stride && bits > SKIP_ORDER ? -bits : stride;
   }
 
-  /** Whether an existing block at `depth` can represent the prefixes here at all. */
+  /** Whether an existing block can represent the prefixes here at all. */
   #fits(current: number, node: number, depth: number): boolean {
     if (strideOf(current) !== 0) return true;
-    const tree = this.tree;
+    const { keys, length } = this.tree;
     const words = this.#words;
     const only = this.#only(node, depth);
     const block = current & OFFSET_MASK;
-    if (only === 0 || tree.length[only]! < depth + skipLength(words, block)) return false;
-    const difference = this.#pattern(only, depth) ^ words[block + SKIP_PATTERN]!;
-    return difference >>> (32 - skipLength(words, block)) === 0;
+    const end = words[block + SKIP_DEPTH]!;
+    if (only === 0 || length[only]! < end) return false;
+    for (let i = 0; i < 4; i++) {
+      if (((keys[4 * only + i]! ^ words[block + i]!) & PREFIX_MASKS[4 * end + i]!) !== 0) return false;
+    }
+    return true;
   }
 
   /** Whether a block that fits may stay although `shape` would be best. */
-  #maySay(current: number, shape: number, beneath: number): boolean {
+  #maySay(current: number, shape: number, depth: number, beneath: number): boolean {
     const stride = strideOf(current);
     if (beneath > EXACT_PREFIXES) return stride === 0 ? shape < 0 : stride >= shape;
-    return stride === 0 ? -skipLength(this.#words, current & OFFSET_MASK) === shape : stride === shape;
-  }
-
-  /** The node's address bits from `depth` to the end of their 32-bit word, at the top. */
-  #pattern(node: number, depth: number): number {
-    const tree = this.tree;
-    return tree.keys[node * tree.keyWords + (depth >>> 5)]! << (depth & 31);
+    return shape === (stride === 0 ? depth - this.#words[(current & OFFSET_MASK) + SKIP_DEPTH]! : stride);
   }
 
   /** Builds the whole part beneath an entry. On HEAP_FULL nothing stays allocated. */
@@ -323,10 +325,11 @@ export class SharedTrie {
     }
     const words = this.#words;
     const only = this.#only(node, depth);
-    words[block + SKIP_SHIFT] = 32 + shape;
-    words[block + SKIP_PATTERN] = this.#pattern(only, depth);
+    const end = depth - shape;
+    for (let i = 0; i < 4; i++) words[block + i] = this.tree.keys[4 * only + i]! & PREFIX_MASKS[4 * end + i]!;
+    words[block + SKIP_DEPTH] = end;
     words[block + SKIP_MISS] = own;
-    words[block + SKIP_NEXT] = this.#build(only, depth - shape, own);
+    words[block + SKIP_NEXT] = this.#build(only, end, own);
     return pointer & ~(15 << STRIDE_SHIFT);
   }
 
@@ -342,9 +345,4 @@ export class SharedTrie {
       this.#fill(first + (1 << (bits - 1)), bits - 1, depth + 1, this.#side(node, depth, 1), own);
     }
   }
-}
-
-/** Address bits that the skip record at `block` consumes. */
-function skipLength(words: Int32Array, block: number): number {
-  return 32 - words[block + SKIP_SHIFT]!;
 }
