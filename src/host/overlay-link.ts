@@ -6,7 +6,7 @@
  * to remove at the end, also after kill -9.
  */
 import { messageOf, PodwireError } from '../errors.js';
-import { Address, Prefix } from '../net/prefix.js';
+import { Address, type Prefix } from '../net/prefix.js';
 import { ipBatch, ipJson, type Runner } from './exec.js';
 import { listField, textField } from './interfaces.js';
 import { ROUTE_PROTOCOL } from './routes.js';

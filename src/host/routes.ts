@@ -7,7 +7,7 @@
 import { PodwireError } from '../errors.js';
 import { type Family, Prefix } from '../net/prefix.js';
 import { ipBatch, ipJson, type Runner } from './exec.js';
-import { field, listField, numberField, textField } from './interfaces.js';
+import { listField, numberField, textField } from './interfaces.js';
 
 /** rtm_protocol of podwire's routes (`ip route show proto 111`). */
 export const ROUTE_PROTOCOL = 111;
@@ -46,7 +46,7 @@ export async function listRoutes(runner: Runner, family: Family): Promise<Kernel
       gateway: textField(entry, 'gateway') ?? textField(hop, 'gateway'),
       metric: numberField(entry, 'metric') ?? 0,
       // iproute2 prints the number, and nothing for "boot", the number of a plain `ip route add`.
-      protocol: String(field(entry, 'protocol') ?? '3'),
+      protocol: textField(entry, 'protocol') ?? '3',
       type: textField(entry, 'type') ?? 'unicast',
     });
   }

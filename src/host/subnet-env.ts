@@ -86,6 +86,11 @@ async function ensureDirectory(directory: string): Promise<void> {
   if ((await mkdir(directory, { recursive: true, mode: 0o755 })) !== undefined) await chmod(directory, 0o755);
 }
 
+/** Whether the file has exactly these bytes. */
+export async function subnetEnvEquals(path: string, bytes: string): Promise<boolean> {
+  return (await readFile(path, 'utf8').catch(() => undefined)) === bytes;
+}
+
 function fileError(verb: string, path: string, error: unknown): PodwireError {
   const errno = errnoOf(error);
   return new PodwireError('SYSTEM', `cannot ${verb} the subnet file ${path}: ${messageOf(error)}; see --subnet-file`, {

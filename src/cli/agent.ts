@@ -1,0 +1,92 @@
+/** `podwire agent`: the command line of the daemon, and its signals. */
+import { Command, Option } from 'commander';
+import { runAgent } from '../agent/agent.js';
+import { type AgentConfig, type FlagValues, readAgentConfig } from '../agent/config.js';
+import { type Flag, FLAGS } from '../agent/flags.js';
+import { createLog } from '../agent/log.js';
+import { VERSION } from '../agent/version.js';
+import { messageOf, PodwireError } from '../errors.js';
+import { ExitCode, EXIT_FAILURE, UsageError } from './usage.js';
+
+/** After this long an orderly stop has failed: the process ends anyway, and the kernel cleans up. */
+const STOP_LIMIT_MS = 5_000;
+
+export function agentCommand(): Command {
+  const command = new Command('agent')
+    .description(
+      "Hold this host's lease, keep its TUN device, routes and subnet file, and carry the pods' packets. Flags are " +
+        "flanneld's (one dash or two); flanneld's are also read from FLANNELD_<NAME>, podwire's own from PODWIRE_<NAME>.",
+    )
+    .version(VERSION, '--version', 'print the version')
+    .allowExcessArguments(false);
+  for (const flag of FLAGS) command.addOption(optionOf(flag));
+  command.action(async () => {
+    const config = configOf(command);
+    await serve(config);
+  });
+  return command;
+}
+
+function optionOf(flag: Flag): Option {
+  const shown =
+    flag.default === undefined || flag.default === '' ? flag.help : `${flag.help} (default: ${flag.default})`;
+  const option = new Option(`--${flag.name} <${flag.value}>`, shown);
+  if (flag.group === 'absent' || flag.group === 'ignored') option.hideHelp();
+  if (flag.kind === 'list')
+    option.argParser((value: string, before: string[] | undefined) => [...(before ?? []), value]);
+  return option;
+}
+
+function configOf(command: Command): AgentConfig {
+  const options = command.opts<Record<string, string | string[] | undefined>>();
+  const values: Record<string, string | readonly string[] | undefined> = {};
+  for (const flag of FLAGS) values[flag.name] = options[optionOf(flag).attributeName()];
+  try {
+    return readAgentConfig(values satisfies FlagValues, process.env);
+  } catch (error) {
+    const isUsage = error instanceof PodwireError && ['INVALID_ARGUMENT', 'INVALID_ADDRESS'].includes(error.code);
+    throw isUsage ? new UsageError(`${messageOf(error)}; see podwire agent --help`, { cause: error }) : error;
+  }
+}
+
+/** Runs the agent until a signal stops it. @throws {ExitCode} after an error, which the log has told. */
+async function serve(config: AgentConfig): Promise<void> {
+  const log = createLog({ level: config.logLevel, format: config.logFormat });
+  const stop = new AbortController();
+  let failed = false;
+  const end = (reason: string): void => {
+    // A second signal, or a stop that hangs, ends the process as it is: everything of ours goes with it.
+    if (stop.signal.aborted) process.exit(EXIT_FAILURE);
+    log.info({ reason }, 'stopping');
+    stop.abort();
+    setTimeout(() => {
+      log.error({ limitMs: STOP_LIMIT_MS }, 'the orderly stop takes too long, ending now');
+      process.exit(EXIT_FAILURE);
+    }, STOP_LIMIT_MS).unref();
+  };
+  process.on('SIGTERM', end);
+  process.on('SIGINT', end);
+  // flanneld dies of it without clean-up; a hang-up must not cost the pods their network.
+  process.on('SIGHUP', () => log.info({}, 'SIGHUP: this version has nothing to read again, going on'));
+  const crash = (error: unknown): void => {
+    failed = true;
+    logFailure(log, error);
+    end('internal error');
+  };
+  process.on('uncaughtException', crash);
+  process.on('unhandledRejection', crash);
+  try {
+    await runAgent(config, { log, signal: stop.signal });
+  } catch (error) {
+    failed = true;
+    logFailure(log, error);
+  }
+  if (failed) throw new ExitCode(EXIT_FAILURE);
+  log.info({}, 'stopped');
+}
+
+function logFailure(log: ReturnType<typeof createLog>, error: unknown): void {
+  const code = error instanceof PodwireError ? { code: error.code } : {};
+  log.error(code, messageOf(error));
+  if (process.env['PODWIRE_DEBUG'] && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
+}

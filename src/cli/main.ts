@@ -1,0 +1,68 @@
+#!/usr/bin/env node
+/**
+ * `podwire`: finds the sub-command and loads only that one, so that `podwire status` does not wait for what only
+ * `podwire agent` needs.
+ */
+import { readFileSync } from 'node:fs';
+import { Command } from 'commander';
+import { report, throwInsteadOfExit } from './usage.js';
+
+interface Entry {
+  readonly summary: string;
+  readonly load: () => Promise<Command>;
+  /** Rewrites the command's own arguments before commander sees them. */
+  readonly prepare?: (args: readonly string[]) => Promise<string[]>;
+}
+
+const COMMANDS: Readonly<Record<string, Entry>> = {
+  agent: {
+    summary: "hold this host's lease and carry its pods' packets (takes flanneld's flags)",
+    load: async () => (await import('./agent.js')).agentCommand(),
+    prepare: async (args) => (await import('../agent/flags.js')).normaliseArguments(args),
+  },
+  lab: {
+    summary: 'two hosts in network namespaces with real agents and real packets, checked',
+    load: async () => (await import('./lab.js')).labCommand(),
+  },
+  status: {
+    summary: "the running agent's lease, peers and counters",
+    load: async () => (await import('./status.js')).statusCommand(),
+  },
+};
+
+/** @returns the exit code. */
+async function main(argv: readonly string[]): Promise<number> {
+  const program = new Command('podwire')
+    .description('Userspace pod-network data plane, compatible with flannel')
+    .version(version(), '--version', 'print the version')
+    .helpCommand(false)
+    .showSuggestionAfterError(true);
+  const [first = '', ...rest] = argv;
+  const selected = Object.hasOwn(COMMANDS, first) ? first : undefined;
+  for (const [name, entry] of Object.entries(COMMANDS)) {
+    program.addCommand(
+      name === selected ? (await entry.load()).summary(entry.summary) : new Command(name).summary(entry.summary),
+    );
+  }
+  throwInsteadOfExit(program);
+  const prepare = selected === undefined ? undefined : COMMANDS[selected]?.prepare;
+  await program.parseAsync(prepare === undefined ? [...argv] : [first, ...(await prepare(rest))], { from: 'user' });
+  return 0;
+}
+
+function version(): string {
+  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
+  return (JSON.parse(text) as { version: string }).version;
+}
+
+// `podwire status | head` closes our output early: that is the reader's business, not an error.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0);
+  throw error;
+});
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  process.exitCode = report(error);
+}

@@ -1,0 +1,194 @@
+/**
+ * One call from a lease store to packets: {@link joinOverlay} chooses the underlay, opens the data plane, acquires a
+ * lease, sets the host up and keeps routes and subnet file in step with the leases until it is closed.
+ *
+ * Everything that can fail on this host is tried before a lease is taken, and what was set up is undone when a later
+ * step fails.
+ */
+import type { Dataplane, DataplaneOptions } from '../dataplane/dataplane.js';
+import { type Logger, silentLogger } from '../dataplane/logger.js';
+import { errnoOf, messageOf, PodwireError } from '../errors.js';
+import { run, type Runner } from '../host/exec.js';
+import { hostIdentity } from '../host/identity.js';
+import { type InterfaceChoice, selectInterface } from '../host/select-interface.js';
+import { checkSubnetEnvWritable, type PreviousSubnets, readPreviousSubnets } from '../host/subnet-env.js';
+import { checkSystem } from '../host/system.js';
+import type { Family } from '../net/prefix.js';
+import { type DataplaneChoices, UdpBackend } from './backends/udp.js';
+import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
+import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
+import { LeaseKeeper } from './lease-keeper.js';
+import type { NetworkConfig } from './network-config.js';
+import { type Overlay, RunningOverlay } from './overlay.js';
+
+export interface OverlayOptions {
+  /** Where the leases are. Stays the caller's: close it after the overlay. */
+  readonly store: LeaseStore;
+  /** Which interface and addresses to use; default: the one with the default route. */
+  readonly interface?: InterfaceChoice;
+  /** File for the CNI plugin, and the memory of the own subnet; `false` for none. Default `/run/flannel/subnet.env`. */
+  readonly subnetFile?: string | false;
+  /** FLANNEL_IPMASQ in that file; no firewall rules are installed. Default false. */
+  readonly ipMasq?: boolean;
+  /** Life of the lease without renewal, in milliseconds; default 24 hours. */
+  readonly leaseTtlMs?: number;
+  /** How long before its end the lease is renewed; default one hour, a third of the lease's life if that is less. */
+  readonly renewMarginMs?: number;
+  /** Names this host in the store; default: derived from machine id and public address. */
+  readonly owner?: string;
+  /** Packets that may wait in the TUN's queue; default: the data plane's choice. */
+  readonly txQueueLength?: number;
+  readonly dataplane?: DataplaneChoices;
+  readonly logger?: Logger;
+  /** Gives up a start that has not finished; no effect afterwards. */
+  readonly signal?: AbortSignal;
+}
+
+/** What tests put in the place of the host. */
+export interface OverlaySeams {
+  readonly runner?: Runner;
+  readonly openDataplane?: (options: DataplaneOptions) => Promise<Dataplane>;
+  readonly checkSystem?: () => Promise<void>;
+  readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
+  readonly clock?: Clock;
+}
+
+export const DEFAULT_SUBNET_FILE = '/run/flannel/subnet.env';
+
+/** Faults of a store that are the operator's to mend: waiting would not help. */
+const LASTING_ERRNOS = new Set(['ENOTDIR', 'EACCES', 'EPERM', 'EROFS']);
+
+/**
+ * Joins this host to the overlay of the store's network config. Needs root (CAP_NET_ADMIN), `/dev/net/tun` and
+ * iproute2. While the store cannot be reached the call waits and says so; every other fault rejects.
+ *
+ * @throws {PodwireError} `UNSUPPORTED`, `PERMISSION` (this host), `NO_CONFIG`, `INVALID_CONFIG`, `OUT_OF_SUBNETS` (the
+ *   store), `INTERFACE`, `INVALID_ADDRESS`, `INVALID_ARGUMENT`, `PORT_IN_USE`, `DEVICE_IN_USE`, `DEVICE`, `SYSTEM`,
+ *   `COMMAND_FAILED`, `ABORTED`. Nothing of the attempt is left on the host.
+ */
+export function joinOverlay(options: OverlayOptions): Promise<Overlay> {
+  return joinOverlayWith(options, {});
+}
+
+/** {@link joinOverlay} with replaceable surroundings, for podwire's own tests. */
+export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySeams): Promise<Overlay> {
+  const { store, signal } = options;
+  const logger = options.logger ?? silentLogger;
+  const runner = seams.runner ?? run;
+  const clock = seams.clock ?? systemClock;
+  const subnetFile = options.subnetFile ?? DEFAULT_SUBNET_FILE;
+  await (seams.checkSystem ?? checkSystem)();
+  const network = await readNetwork(store, clock, logger, signal);
+  const underlay = await selectInterface(runner, options.interface ?? {}, familiesOf(network));
+  logger.info(
+    {
+      interface: underlay.name,
+      address: String(underlay.address ?? underlay.address6),
+      publicIp: String(underlay.publicIp ?? underlay.publicIpv6),
+      mtu: underlay.mtu,
+      why: underlay.why,
+    },
+    'underlay chosen',
+  );
+  let previous: PreviousSubnets = {};
+  if (subnetFile !== false) {
+    previous = await readPreviousSubnets(subnetFile);
+    await checkSubnetEnvWritable(subnetFile);
+  }
+  throwIfAborted(signal, 'joining the overlay');
+  const undo: (() => Promise<void>)[] = [];
+  try {
+    const backend = await UdpBackend.open({
+      network,
+      underlay,
+      runner,
+      logger,
+      dataplane: options.dataplane ?? {},
+      ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
+      ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),
+    });
+    undo.push(() => backend.close());
+    logger.info(
+      {
+        device: backend.dataplane.device.name,
+        mtu: backend.dataplane.mtu.overlay,
+        port: backend.port,
+        ...backend.dataplane.capabilities,
+      },
+      'data plane open',
+    );
+    const overlay = new RunningOverlay({
+      backend,
+      underlay,
+      logger,
+      runner,
+      clock,
+      subnetFile,
+      ipMasq: options.ipMasq ?? false,
+      ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
+    });
+    const owner = options.owner ?? (await hostIdentity(backend.attributes.publicIp));
+    const keeper = new LeaseKeeper({
+      store,
+      attributes: backend.attributes,
+      previous,
+      ownAddresses: backend.ownAddresses,
+      listener: overlay.listener,
+      isFatal: (error) => error.code !== 'STORE_UNAVAILABLE' || LASTING_ERRNOS.has(errnoOf(error) ?? ''),
+      clock,
+      ...(owner === undefined ? {} : { owner }),
+      ...(options.leaseTtlMs === undefined ? {} : { ttlMs: options.leaseTtlMs }),
+      ...(options.renewMarginMs === undefined ? {} : { renewMarginMs: options.renewMarginMs }),
+    });
+    undo.push(() => keeper.close());
+    const lease = await keeper.start(signal);
+    // A subnet that was ours before this start stays ours: pods may live in it.
+    if (!isPrevious(lease, previous)) undo.push(() => keeper.release());
+    throwIfAborted(signal, 'joining the overlay');
+    await overlay.begin(keeper, network, lease);
+    return overlay;
+  } catch (error) {
+    for (const step of undo.reverse()) {
+      await step().catch((fault: unknown) => {
+        logger.warn({ reason: messageOf(fault) }, 'a step of the failed start could not be undone');
+      });
+    }
+    throw error;
+  }
+}
+
+/** The network config; waits while the store itself is away. */
+async function readNetwork(
+  store: LeaseStore,
+  clock: Clock,
+  logger: Logger,
+  signal: AbortSignal | undefined,
+): Promise<NetworkConfig> {
+  const backoff = new Backoff({ minMs: 500, maxMs: 10_000 });
+  for (let told = ''; ;) {
+    throwIfAborted(signal, 'joining the overlay');
+    try {
+      const network = await store.network(signal);
+      if (network.backend.defaulted) {
+        logger.warn({}, "the network config names no Backend: using udp, flannel's default");
+      }
+      return network;
+    } catch (error) {
+      const isOutage = error instanceof PodwireError && error.code === 'STORE_UNAVAILABLE';
+      if (!isOutage || LASTING_ERRNOS.has(errnoOf(error) ?? '')) throw error;
+      if (messageOf(error) !== told)
+        logger.warn({ store: store.description }, `waiting for the store: ${messageOf(error)}`);
+      told = messageOf(error);
+      await pause(clock, backoff.nextMs(), signal);
+    }
+  }
+}
+
+function familiesOf(network: NetworkConfig): Family[] {
+  return [...(network.enableIPv4 ? [4 as const] : []), ...(network.enableIPv6 ? [6 as const] : [])];
+}
+
+function isPrevious(lease: Lease, previous: PreviousSubnets): boolean {
+  const before = [previous.subnet, previous.subnet6];
+  return subnetsOf(lease).some((subnet) => before.some((old) => old?.equals(subnet)));
+}

@@ -1,0 +1,380 @@
+/**
+ * A joined overlay: follows what the lease keeper reports with routes, addresses and the subnet file.
+ *
+ * The keeper's callbacks are synchronous; what takes time (a changed subnet) is queued and done one after the other,
+ * and tried again until it works.
+ */
+import type { Dataplane, DataplaneStats } from '../dataplane/dataplane.js';
+import type { Logger } from '../dataplane/logger.js';
+import { messageOf, PodwireError } from '../errors.js';
+import type { Runner } from '../host/exec.js';
+import { enableForwarding } from '../host/forwarding.js';
+import type { SelectedInterface } from '../host/select-interface.js';
+import { formatSubnetEnv, type SubnetEnv, subnetEnvEquals, writeSubnetEnv } from '../host/subnet-env.js';
+import type { Family } from '../net/prefix.js';
+import { networksOf, type UdpBackend } from './backends/udp.js';
+import { Backoff, type Clock, pause } from './clock.js';
+import type { DesiredRoute } from './desired-routes.js';
+import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
+import type { LeaseKeeper, LeaseKeeperListener, StoreState } from './lease-keeper.js';
+import type { NetworkConfig } from './network-config.js';
+
+/**
+ * `routed`: its subnets are sent to that host. `refused`: the lease makes no sense. `ignored`: another backend's.
+ * `failed`: the route could not be set.
+ */
+export type LeaseState = 'routed' | 'refused' | 'ignored' | 'failed';
+
+/** Another host's lease and what became of it. */
+export interface OverlayLease {
+  readonly lease: Lease;
+  readonly state: LeaseState;
+  /** Why it is not routed; one line. */
+  readonly reason?: string;
+}
+
+export interface OverlayStatus {
+  readonly network: NetworkConfig;
+  readonly interface: SelectedInterface;
+  readonly lease: Lease;
+  /** False while the store says that the lease is gone; its subnet is served on. */
+  readonly leaseHeld: boolean;
+  readonly device: string;
+  /** Overlay MTU in bytes. */
+  readonly mtu: number;
+  /** Undefined when none was asked for. */
+  readonly subnetFile: { readonly path: string; readonly written: boolean } | undefined;
+  readonly leases: readonly OverlayLease[];
+  readonly dataplane: DataplaneStats;
+  readonly store: StoreState;
+}
+
+export interface Overlay extends AsyncDisposable {
+  readonly network: NetworkConfig;
+  readonly interface: SelectedInterface;
+  readonly dataplane: Dataplane;
+  /** The lease that this host serves now. */
+  readonly lease: Lease;
+  /** Resolves after {@link close}; rejects when the data plane has failed for good. Faults of the store do neither. */
+  readonly closed: Promise<void>;
+  status(): OverlayStatus;
+  /**
+   * Stops forwarding, removes device, addresses and routes, and stops renewing. The lease stays this host's until it
+   * expires, and the subnet file stays; with `release` the lease is given back. May be called twice.
+   */
+  close(options?: { readonly release?: boolean }): Promise<void>;
+}
+
+export interface RunningOverlayOptions {
+  readonly backend: UdpBackend;
+  readonly underlay: SelectedInterface;
+  readonly logger: Logger;
+  readonly runner: Runner;
+  readonly clock: Clock;
+  readonly subnetFile: string | false;
+  readonly ipMasq: boolean;
+  readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
+}
+
+/** Delays between tries of host set-up that failed. */
+const RETRY = { minMs: 500, maxMs: 30_000 };
+
+export class RunningOverlay implements Overlay {
+  readonly interface: SelectedInterface;
+  readonly closed: Promise<void>;
+  /** For the lease keeper; routes follow as soon as it has leases, also before {@link begin}. */
+  readonly listener: LeaseKeeperListener;
+  readonly #options: RunningOverlayOptions;
+  readonly #backend: UdpBackend;
+  readonly #logger: Logger;
+  /** Prefixes of accepted leases that are not in the data plane, and why. */
+  readonly #unrouted = new Map<string, { readonly state: 'ignored' | 'failed'; readonly reason: string }>();
+  readonly #stopping = new AbortController();
+  #running: { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease } | undefined;
+  #leaseHeld = true;
+  #snapshotSeen = false;
+  #written = false;
+  #work: Promise<void> = Promise.resolve();
+  #closing: Promise<void> | undefined;
+
+  constructor(options: RunningOverlayOptions) {
+    this.#options = options;
+    this.#backend = options.backend;
+    this.#logger = options.logger;
+    this.interface = options.underlay;
+    this.closed = options.backend.dataplane.closed;
+    this.listener = this.#makeListener();
+  }
+
+  get dataplane(): Dataplane {
+    return this.#backend.dataplane;
+  }
+
+  get network(): NetworkConfig {
+    return this.#state.network;
+  }
+
+  get lease(): Lease {
+    const { keeper, lease } = this.#state;
+    // The keeper's knows the latest renewal, but may be a subnet ahead of the host.
+    return keeper.lease !== undefined && sameSubnets(keeper.lease, lease) ? keeper.lease : lease;
+  }
+
+  /**
+   * Sets the host up for the first lease: device, subnet file, forwarding.
+   *
+   * @throws {PodwireError} what a step threw; the caller closes backend and keeper.
+   */
+  begin(keeper: LeaseKeeper, network: NetworkConfig, lease: Lease): Promise<void> {
+    this.#running = { keeper, network, lease };
+    const begun = this.#begin(network, lease);
+    this.#work = begun.catch(() => undefined);
+    return begun;
+  }
+
+  async #begin(network: NetworkConfig, lease: Lease): Promise<void> {
+    this.#requireInside(lease, network);
+    await this.#backend.begin(lease);
+    try {
+      await this.#writeSubnetFile();
+    } catch (error) {
+      // A full disk must not keep a host from its network when the file says the right thing already.
+      if (!(await this.#subnetFileIsRight())) throw error;
+      this.#logger.warn({}, messageOf(error));
+    }
+    const families = networksOf(network).map(({ family }) => family);
+    if (this.#options.enableForwarding === undefined) await this.#enableForwarding(families);
+    else await this.#options.enableForwarding(families, this.interface.name);
+    this.#logger.info(
+      {
+        subnet: subnetsOf(lease).join(' '),
+        device: this.dataplane.device.name,
+        mtu: this.dataplane.mtu.overlay,
+        ...(this.#options.subnetFile === false ? {} : { subnetFile: this.#options.subnetFile }),
+      },
+      'ready',
+    );
+  }
+
+  status(): OverlayStatus {
+    const { keeper, network } = this.#state;
+    const { subnetFile } = this.#options;
+    return {
+      network,
+      interface: this.interface,
+      lease: this.lease,
+      leaseHeld: this.#leaseHeld,
+      device: this.dataplane.device.name,
+      mtu: this.dataplane.mtu.overlay,
+      subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
+      leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),
+      dataplane: this.#backend.stats,
+      store: keeper.store,
+    };
+  }
+
+  close(options: { readonly release?: boolean } = {}): Promise<void> {
+    this.#closing ??= this.#close(options.release ?? false);
+    return this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #close(release: boolean): Promise<void> {
+    this.#stopping.abort();
+    const keeper = this.#running?.keeper;
+    const end = release ? keeper?.release() : keeper?.close();
+    const [, ended] = await Promise.allSettled([this.#backend.close(), end, this.#work]);
+    if (ended.status === 'rejected') {
+      this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
+    }
+  }
+
+  get #state(): { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease } {
+    if (this.#running === undefined) throw new PodwireError('CLOSED', 'the overlay has not started yet');
+    return this.#running;
+  }
+
+  #makeListener(): LeaseKeeperListener {
+    const logger = this.#logger;
+    return {
+      waiting: (error) => logger.warn({ code: error.code }, `waiting for a lease: ${error.message}`),
+      acquired: (lease) => logger.info(leaseFields(lease), 'lease acquired'),
+      renewed: (lease) => logger.info(leaseFields(lease), 'lease renewed'),
+      ownLost: (lease, state, holder) => {
+        this.#leaseHeld = false;
+        const by = holder === undefined ? {} : { holder: holder.attributes.publicIp.toString() };
+        logger.error(
+          { ...leaseFields(lease), ...by },
+          state === 'replaced'
+            ? 'another host has our subnet in the store: acquiring a lease again, the subnet is served meanwhile'
+            : 'our lease is gone from the store: acquiring it again, the subnet is served meanwhile',
+        );
+      },
+      ownRestored: (lease) => {
+        this.#leaseHeld = true;
+        logger.info(leaseFields(lease), 'lease acquired again, the subnet is the same');
+      },
+      ownChanged: (lease, _previous, config) => {
+        this.#leaseHeld = true;
+        logger.error(
+          leaseFields(lease),
+          'the old subnet could not be had again: moving to a new one, its pods lose their addresses',
+        );
+        this.#enqueue('change the subnet', () => this.#changeSubnet(lease, config));
+      },
+      snapshotApplied: (routes) => {
+        if (!this.#snapshotSeen) logger.info({ routes: routes.size }, 'leases of the other hosts are known');
+        this.#snapshotSeen = true;
+      },
+      added: (route, before) => this.#addRoute(route, before),
+      removed: (route) => this.#removeRoute(route),
+      refused: ({ reason, detail }) => logger.warn({ reason }, detail),
+      storeDown: (error) =>
+        logger.error({ code: error.code }, `the store is away, forwarding goes on: ${error.message}`),
+      storeUp: () => logger.info({}, 'the store is back'),
+      notice: (notice) => this.#onNotice(notice),
+    };
+  }
+
+  #addRoute(route: DesiredRoute, before: DesiredRoute | undefined): void {
+    const prefix = route.prefix.toString();
+    const ignored = this.#backend.refusal(route.lease);
+    if (ignored !== undefined) {
+      this.#unrouted.set(prefix, { state: 'ignored', reason: ignored });
+      if (before !== undefined) this.#backend.removeRoute(route.prefix);
+      this.#logger.warn({ subnet: prefix }, `lease ignored: ${ignored}`);
+      return;
+    }
+    try {
+      this.#backend.setRoute(route.prefix, route.lease);
+      this.#unrouted.delete(prefix);
+      if (this.#snapshotSeen) {
+        const via = route.lease.attributes.publicIp.toString();
+        this.#logger.info({ subnet: prefix, via }, before === undefined ? 'route added' : 'route changed');
+      }
+    } catch (error) {
+      this.#unrouted.set(prefix, { state: 'failed', reason: messageOf(error) });
+      this.#logger.error({ subnet: prefix }, `route not set: ${messageOf(error)}`);
+    }
+  }
+
+  #removeRoute(route: DesiredRoute): void {
+    const prefix = route.prefix.toString();
+    this.#unrouted.delete(prefix);
+    if (this.#backend.removeRoute(route.prefix)) {
+      this.#logger.info({ subnet: prefix, via: route.lease.attributes.publicIp.toString() }, 'route removed');
+    }
+  }
+
+  #describe(lease: Lease, refusal: string | undefined): OverlayLease {
+    if (refusal !== undefined) return { lease, state: 'refused', reason: refusal };
+    for (const subnet of subnetsOf(lease)) {
+      const problem = this.#unrouted.get(subnet.toString());
+      if (problem !== undefined) return { lease, ...problem };
+    }
+    return { lease, state: 'routed' };
+  }
+
+  #onNotice(notice: StoreNotice): void {
+    switch (notice.kind) {
+      // The keeper tells these as storeDown and storeUp.
+      case 'down':
+      case 'up':
+        return;
+      case 'foreign':
+      case 'corrupt':
+        this.#logger.warn({ path: notice.path }, notice.reason);
+        return;
+      case 'conflict':
+        this.#logger.error(leaseFields(notice.lease), notice.reason);
+        return;
+      case 'degraded':
+        this.#logger.warn({}, notice.reason);
+    }
+  }
+
+  async #changeSubnet(lease: Lease, network: NetworkConfig): Promise<void> {
+    const state = this.#state;
+    this.#requireInside(lease, state.network, network);
+    await this.#backend.changeSubnet(state.lease, lease, async () => {
+      state.lease = lease;
+      await this.#writeSubnetFile();
+    });
+    this.#logger.info(leaseFields(lease), 'moved to the new subnet');
+  }
+
+  /** The networks are routed to the device at the start: a config with others needs a restart, as with flanneld. */
+  #requireInside(lease: Lease, routed: NetworkConfig, found: NetworkConfig = routed): void {
+    const networks = networksOf(routed);
+    if (subnetsOf(lease).every((subnet) => networks.some((network) => network.contains(subnet)))) return;
+    throw new PodwireError(
+      'INVALID_CONFIG',
+      `the network config has changed from ${networks.join(' ')} to ${networksOf(found).join(' ')}: start the agent again to follow it`,
+    );
+  }
+
+  /** Does `step` after everything queued before it, again and again until it works or the overlay is closed. */
+  #enqueue(what: string, step: () => Promise<void>): void {
+    const { signal } = this.#stopping;
+    this.#work = this.#work.then(async () => {
+      const backoff = new Backoff(RETRY);
+      while (!signal.aborted) {
+        try {
+          return await step();
+        } catch (error) {
+          if (signal.aborted) return;
+          this.#logger.error({}, `cannot ${what}, trying again: ${messageOf(error)}`);
+          await pause(this.#options.clock, backoff.nextMs(), signal);
+        }
+      }
+    });
+  }
+
+  get #subnetEnv(): SubnetEnv {
+    const { network, lease } = this.#state;
+    const env = { mtu: this.dataplane.mtu.overlay as number, ipMasq: this.#options.ipMasq };
+    const subnets = subnetsOf(lease);
+    const subnet = subnets.find(({ family }) => family === 4);
+    const ipv6Subnet = subnets.find(({ family }) => family === 6);
+    return {
+      ...env,
+      ...(network.network === undefined || subnet === undefined ? {} : { network: network.network, subnet }),
+      ...(network.ipv6Network === undefined || ipv6Subnet === undefined
+        ? {}
+        : { ipv6Network: network.ipv6Network, ipv6Subnet }),
+    };
+  }
+
+  async #writeSubnetFile(): Promise<void> {
+    const { subnetFile } = this.#options;
+    if (subnetFile === false) return;
+    this.#written = false;
+    await writeSubnetEnv(subnetFile, this.#subnetEnv);
+    this.#written = true;
+  }
+
+  async #subnetFileIsRight(): Promise<boolean> {
+    const { subnetFile } = this.#options;
+    if (subnetFile === false) return true;
+    this.#written = await subnetEnvEquals(subnetFile, formatSubnetEnv(this.#subnetEnv));
+    return this.#written;
+  }
+
+  async #enableForwarding(families: readonly Family[]): Promise<void> {
+    for (const { ok, text } of await enableForwarding(families, this.interface.name)) {
+      if (ok) this.#logger.info({}, text);
+      else this.#logger.error({}, text);
+    }
+  }
+}
+
+function leaseFields(lease: Lease): { subnet: string; publicIp: string; expiresAt?: string } {
+  return {
+    subnet: subnetsOf(lease).join(' '),
+    publicIp: lease.attributes.publicIp.toString(),
+    ...(lease.expiresAt === undefined ? {} : { expiresAt: lease.expiresAt.toISOString() }),
+  };
+}
