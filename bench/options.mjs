@@ -23,7 +23,8 @@ MODE
   throughput   TCP with iperf3, 1 and 4 streams; processor time per GB; memory
   pps          UDP packet rates, 64 and 1400 bytes: flood, and the highest rate with less than 1 % loss
   latency      round trips: ping-pong, and paced at ${PACES.join(', ')} packets/s
-  agent        an idle agent's processor time and memory; garbage collections of its workers under load
+  agent        an idle agent's processor time and memory; garbage collections of its
+               workers under load; route updates while packets pass
   micro        single functions: look-up, update, forwarder, native call
   all          all of these; several with commas: throughput,latency
 
@@ -53,6 +54,7 @@ Programs of other projects are looked for in the directory PODWIRE_BENCH_BIN, th
  * @property {number} bedWarmupSeconds of the tunnel
  * @property {number} idleSeconds
  * @property {number} garbageSeconds
+ * @property {number} updateSeconds
  * @property {number} noiseSeconds
  *
  * @typedef {object} Options
@@ -87,6 +89,7 @@ function fullDurations(seconds) {
     bedWarmupSeconds: 1,
     idleSeconds: Math.max(seconds, 5),
     garbageSeconds: 10,
+    updateSeconds: 5,
     noiseSeconds: 2,
   };
 }
@@ -105,6 +108,7 @@ const QUICK = {
   bedWarmupSeconds: 0.1,
   idleSeconds: 0.5,
   garbageSeconds: 1,
+  updateSeconds: 0.5,
   noiseSeconds: 0.2,
 };
 

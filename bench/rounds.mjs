@@ -11,6 +11,7 @@ import { withBed } from './lib/bed.mjs';
 import { machineCpu, machineCpuBetween, processesMemory } from './lib/meter.mjs';
 import { BenchError } from './lib/process.mjs';
 import { loadForGarbage, measureIdle } from './scale/agent.mjs';
+import { measureUpdates, updatingNodes } from './scale/updates.mjs';
 import { measurePps } from './throughput/pps.mjs';
 import { measureTcp } from './throughput/tcp.mjs';
 
@@ -26,6 +27,8 @@ export const SIZES = [64, 1400];
  * @property {Record<string, number>} values by metric
  * @property {object} raw everything the tools said
  * @property {{ busyPercent: number, stealPercent: number, seconds: number }} machine over the whole start
+ *
+ * @typedef {Pick<Sample, 'values' | 'raw'>} Part what one measurement gave
  *
  * @typedef {object} RunContext
  * @property {import('./options.mjs').Options} options
@@ -87,7 +90,7 @@ export async function runRounds(contenders, context) {
               features[underlay] = bed.topology.features;
               const withAgent = round === 1 && underlay === options.underlays[0];
               const measures = measuresOf(contender, options).filter((measure) => measure !== 'agent' || withAgent);
-              for (const line of await measureAll(bed, measures, context, sample)) log(`${label}: ${line}`);
+              await measureAll(bed, measures, context, sample);
             });
           } finally {
             const { busyPercent, stealPercent, seconds } = machineCpuBetween(before, machineCpu());
@@ -101,24 +104,33 @@ export async function runRounds(contenders, context) {
 
   if (options.measures.includes('agent') && contenders.some((contender) => contender.name === 'podwire')) {
     const underlay = options.underlays[0] ?? 'veth';
-    await guarded('garbage collections', async () => {
-      const sample = newSample(1, underlay, 'podwire');
-      /** @type {Awaited<ReturnType<typeof loadForGarbage>> | undefined} */
-      let finish;
-      const ended = await withBed(
-        podwireTraced,
-        underlay,
-        { ...context, workDir: join(context.workDir, 'traced') },
-        async (bed) => {
-          finish = await loadForGarbage(bed, { loadSeconds: options.durations.garbageSeconds });
-        },
-      );
-      if (finish !== undefined) {
-        Object.assign(sample, finish());
-        samples.push(sample);
-        log(`garbage collections: ${describeValues(sample.values)}`);
-      }
-      return ended;
+    const { garbageSeconds, updateSeconds } = options.durations;
+    /**
+     * A measurement of podwire on a bed of its own, once a run.
+     * @param {string} label
+     * @param {import('./contenders/contender.mjs').Contender} contender
+     * @param {(bed: import('./lib/bed.mjs').Bed) => Promise<() => Part>} body what it returns is called when the bed is gone
+     */
+    const once = (label, contender, body) =>
+      guarded(label, async () => {
+        const sample = newSample(1, underlay, 'podwire');
+        /** @type {(() => Part) | undefined} */
+        let finish;
+        const workDir = join(context.workDir, contender.name);
+        const ended = await withBed(contender, underlay, { ...context, workDir }, async (bed) => {
+          finish = await body(bed);
+        });
+        if (finish !== undefined) {
+          Object.assign(sample, finish());
+          samples.push(sample);
+          log(`${label}: ${describeValues(sample.values)}`);
+        }
+        return ended;
+      });
+    await once('garbage collections', podwireTraced, (bed) => loadForGarbage(bed, { loadSeconds: garbageSeconds }));
+    await once('route updates', updatingNodes(updateSeconds), async (bed) => {
+      const part = await measureUpdates(bed, { updateSeconds });
+      return () => part;
     });
   }
   return { samples, problems, features };
@@ -150,13 +162,10 @@ export function measuresOf(contender, options) {
  * @param {readonly import('./contenders/contender.mjs').Measure[]} measures
  * @param {RunContext} context
  * @param {Sample} sample is filled; what was measured before a failure stays
- * @returns {Promise<string[]>} lines for the terminal
  */
 async function measureAll(bed, measures, { options, log }, sample) {
   const { durations } = options;
-  /** @type {string[]} */
-  const lines = [];
-  /** @param {{ values: Record<string, number>, raw: object }} part */
+  /** @param {Part} part */
   const add = (part) => {
     Object.assign(sample.values, part.values);
     Object.assign(sample.raw, part.raw);
@@ -177,7 +186,6 @@ async function measureAll(bed, measures, { options, log }, sample) {
     const { nowMiB, peakMiB } = processesMemory(bed.tunnelPids);
     add({ values: { 'memory.peak': peakMiB }, raw: { memory: { nowMiB, peakMiB } } });
   }
-  return lines;
 }
 
 /** @param {Record<string, number>} values */

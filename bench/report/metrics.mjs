@@ -121,6 +121,21 @@ export const METRICS = [
     definition: 'lines of --trace-gc of all threads but the main one, both agents, 1400 B flood',
   },
   {
+    id: 'updates.rate',
+    title: 'route updates under traffic, 100,000 routes',
+    unit: '/s',
+    better: 'higher',
+    definition:
+      'set and delete of the slower of two data planes, paced at 60,000 a second, 20,000 packets/s between the pods',
+  },
+  {
+    id: 'updates.lost',
+    title: 'packets lost during the route updates',
+    unit: '',
+    better: 'lower',
+    definition: 'sent minus received, by sequence number',
+  },
+  {
     id: 'lookup4.random',
     title: 'FIB look-up, IPv4, random of 100,000 prefixes',
     unit: 'ns',
@@ -136,7 +151,7 @@ export const METRICS = [
   },
   {
     id: 'update.rate',
-    title: 'FIB updates at 100,000 prefixes',
+    title: 'FIB updates at 100,000 prefixes, without traffic',
     unit: '/s',
     better: 'higher',
     definition: 'micro',

@@ -78,6 +78,8 @@ export const TARGETS = [
   absoluteTarget('look-up IPv6, 100,000 prefixes, ns', 'lookup6.random', 'micro', '<=', 40),
   absoluteTarget('forwarder, 100,000 prefixes to one', 'forwarder.ratio', 'micro', '<=', 1.1),
   absoluteTarget('FIB updates per second', 'update.rate', 'micro', '>=', 50_000),
+  absoluteTarget('route updates per second under traffic', 'updates.rate', 'podwire', '>=', 50_000),
+  absoluteTarget('packets lost meanwhile', 'updates.lost', 'podwire', '<=', 0),
 ];
 
 /**
