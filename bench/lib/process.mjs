@@ -129,9 +129,9 @@ export class Daemon {
     return readFileSync(this.logFile, 'utf8');
   }
 
-  /** @returns {string} the last lines it wrote, on one line */
+  /** @returns {string} the last line it wrote */
   lastWords() {
-    return this.output().trim().split('\n').slice(-3).join(' | ') || 'it wrote nothing';
+    return this.output().trim().split('\n').at(-1) || 'it wrote nothing';
   }
 
   /** @throws {BenchError} it is gone */

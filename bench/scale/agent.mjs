@@ -11,6 +11,10 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { processesCpu, processesMemory } from '../lib/meter.mjs';
+import { BenchError } from '../lib/process.mjs';
+
+/** A line of --trace-gc: isolate, milliseconds of its clock. */
+const COLLECTION = /^\[\d+:(0x[0-9a-f]+)(?::\d+)?\]\s+(\d+(?:\.\d+)?) ms: /m;
 
 /**
  * @param {import('../lib/bed.mjs').Bed} bed
@@ -45,7 +49,11 @@ export async function loadForGarbage(bed, { loadSeconds }) {
   );
   const logs = bed.session.daemons;
   return () => {
-    const collections = logs.flatMap((daemon) => workerCollections(daemon.output(), loadAt - readyAt));
+    const collections = logs.flatMap((daemon) => {
+      // Start-up alone collects: a log without any line is no trace, and would be a perfect result.
+      if (!COLLECTION.test(daemon.output())) throw new BenchError(`${daemon.name} wrote no trace of its collections`);
+      return workerCollections(daemon.output(), loadAt - readyAt);
+    });
     return { values: { 'gc.workers': collections.length }, raw: { gc: { loadSeconds, collections } } };
   };
 }
@@ -60,7 +68,7 @@ export function workerCollections(log, sinceMs) {
   let main;
   const found = [];
   for (const line of log.split('\n')) {
-    const match = /^\[\d+:(0x[0-9a-f]+)(?::\d+)?\]\s+(\d+(?:\.\d+)?) ms: /.exec(line);
+    const match = COLLECTION.exec(line);
     if (match === null) continue;
     const [, isolate, ms] = match;
     main ??= isolate;
