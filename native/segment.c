@@ -158,8 +158,13 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
     segment_superpacket(e, lane, row, p, length, (unsigned)r[PW_E_HEADER], (unsigned)r[PW_E_GSO],
                         r[PW_E_FLAGS] & PW_EF_TCP, mtu);
   } else if (mtu) {
-    const unsigned ip_bytes = (p[0] & 15u) * 4;
-    add_fragments(e, lane, row, p, ip_bytes, ip_bytes, p + ip_bytes, length - ip_bytes, mtu);
+    struct pw_ip ip;
+    if (pw_parse_ip(p, length, &ip) || ip.family != 4) {
+      pw_count(e, PW_C_dropMalformed, 1);
+      return;
+    }
+    /* without the padding that may follow: in a fragment it would become payload */
+    add_fragments(e, lane, row, p, ip.l4, ip.l4, p + ip.l4, ip.length - ip.l4, mtu);
   } else {
     pw_lane_add(e, lane, row, NULL, 0, p, length);
   }
