@@ -1,0 +1,88 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Address, Prefix } from '../../src/net/prefix.js';
+import type { NodeStatus, Overlay, OverlayNode } from '../../src/cli/lab/overlay.js';
+import type { HostPlace } from '../../src/cli/lab/topology.js';
+import { ok } from './process.js';
+
+interface Member {
+  readonly place: HostPlace;
+  readonly subnet: Prefix;
+}
+
+/**
+ * Plain kernel routes in the agents' place: proves the lab's topology and checks without podwire. What podwire would
+ * count is taken from the bridges.
+ *
+ * `faults` make it misbehave, to see that a check notices:
+ * `nat` rewrites sources, `one-way` leaves out the route back, `sticky` never withdraws a route, `mtu` refuses packets
+ * of the announced MTU, `hops` claims another worker each time.
+ */
+export class RoutesOverlay implements Overlay {
+  readonly description = 'kernel routes';
+  readonly #fault: string | undefined;
+  readonly #members: Member[] = [];
+  #polls = 0;
+
+  constructor(fault?: 'nat' | 'one-way' | 'sticky' | 'mtu' | 'hops') {
+    this.#fault = fault;
+  }
+
+  async join(place: HostPlace): Promise<OverlayNode> {
+    const subnet = Prefix.parse(`10.42.${String(place.number)}.0/24`);
+    const gateway = Address.parse(`10.42.${String(place.number)}.1`);
+    const self = { place, subnet };
+    await ok('ip', ['-n', place.netns, 'route', 'add', 'unreachable', '10.42.0.0/16']);
+    if (this.#fault === 'nat') {
+      const rule = ['-t', 'nat', '-A', 'POSTROUTING', '-o', 'eth0', '-j', 'MASQUERADE'];
+      await ok('ip', ['netns', 'exec', place.netns, 'iptables', ...rule]);
+    }
+    for (const other of this.#members) {
+      await this.#route('replace', self, other);
+      if (this.#fault !== 'one-way') await this.#route('replace', other, self);
+    }
+    this.#members.push(self);
+    const leave = async (): Promise<void> => {
+      const index = this.#members.indexOf(self);
+      if (index === -1) return;
+      this.#members.splice(index, 1);
+      if (this.#fault === 'sticky') return;
+      for (const other of this.#members) await this.#route('delete', other, self).catch(() => {});
+    };
+    return {
+      subnet,
+      gateway,
+      mtu: 1472,
+      hints: [],
+      failed: new Promise<never>(() => {}),
+      status: async () => await this.#status(self),
+      leave,
+      [Symbol.asyncDispose]: leave,
+    };
+  }
+
+  async #route(verb: 'replace' | 'delete', at: Member, to: Member): Promise<void> {
+    const mtu = verb === 'delete' ? [] : ['mtu', this.#fault === 'mtu' ? '1400' : '1472'];
+    const route = [verb, to.subnet.toString(), 'via', to.place.address.toString(), ...mtu];
+    await ok('ip', ['-n', at.place.netns, 'route', ...route]);
+  }
+
+  async #status(self: Member): Promise<NodeStatus> {
+    // Answers as an agent does, a moment later.
+    await sleep(1);
+    const text = await ok('ip', ['-n', self.place.netns, '-j', '-s', 'link', 'show', 'dev', 'eth0']);
+    const [link] = JSON.parse(text) as [
+      { stats64: { rx: { packets: number; bytes: number }; tx: { packets: number } } },
+    ];
+    const { rx, tx } = link.stats64;
+    const routes = await ok('ip', ['-n', self.place.netns, 'route', 'show']);
+    const counters = { egressPackets: tx.packets, ingressPackets: rx.packets, ingressBytes: rx.bytes, dropNoRoute: 0 };
+    const idle = { egressPackets: 0, ingressPackets: 0 };
+    this.#polls += 1;
+    const hopping = this.#fault === 'hops' && this.#polls % 4 < 2;
+    return {
+      routed: [...routes.matchAll(/^(\S+) via /gm)].map((match) => match[1] ?? ''),
+      totals: counters,
+      workers: hopping ? [idle, counters] : [counters, idle],
+    };
+  }
+}
