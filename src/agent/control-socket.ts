@@ -6,7 +6,7 @@
  * the socket of a dead process refuses connections and is replaced.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { link, lstat, mkdir, rm } from 'node:fs/promises';
+import { link, lstat, mkdir, rm, rmdir } from 'node:fs/promises';
 import { createServer, request, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { connect, createServer as createLockServer } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -24,11 +24,14 @@ export class ControlSocket implements AsyncDisposable {
   readonly path: string;
   readonly #server: Server;
   readonly #inode: bigint;
+  /** The directory was missing: it goes again if nobody else has put anything there. */
+  readonly #madeDirectory: boolean;
 
-  private constructor(path: string, server: Server, inode: bigint) {
+  private constructor(path: string, server: Server, inode: bigint, madeDirectory: boolean) {
     this.path = path;
     this.#server = server;
     this.#inode = inode;
+    this.#madeDirectory = madeDirectory;
   }
 
   /**
@@ -44,11 +47,11 @@ export class ControlSocket implements AsyncDisposable {
     // The private name is short: a unix socket's path has 107 bytes at most.
     const temporary = join(dirname(path), `.pw${randomBytes(4).toString('hex')}`);
     try {
-      await mkdir(dirname(path), { recursive: true, mode: 0o755 });
+      const made = await mkdir(dirname(path), { recursive: true, mode: 0o755 });
       await listen(server, temporary);
       const { ino } = await lstat(temporary, { bigint: true });
       await claim(path, temporary);
-      return new ControlSocket(path, server, ino);
+      return new ControlSocket(path, server, ino, made !== undefined);
     } catch (error) {
       server.close();
       if (error instanceof PodwireError) throw error;
@@ -69,6 +72,7 @@ export class ControlSocket implements AsyncDisposable {
   /** Stops listening and removes the socket, unless somebody has put another one there. */
   async close(): Promise<void> {
     if ((await inodeOf(this.path)) === this.#inode) await rm(this.path, { force: true }).catch(() => undefined);
+    if (this.#madeDirectory) await rmdir(dirname(this.path)).catch(() => undefined);
     await new Promise<void>((resolve) => {
       this.#server.close(() => resolve());
       this.#server.closeAllConnections();

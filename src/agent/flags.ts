@@ -163,7 +163,8 @@ export function normaliseArguments(args: readonly string[]): string[] {
     const [, name = '', assigned] = match;
     const flag = BY_NAME.get(name);
     if (flag === undefined) {
-      result.push(`--${name}${assigned ?? ''}`);
+      // Without its value, or commander would look for names near the whole word.
+      result.push(`--${name}`);
     } else if (assigned !== undefined || flag.kind === 'bool') {
       result.push(`--${name}${assigned ?? '=true'}`);
     } else {

@@ -18,11 +18,17 @@ export function agentCommand(): Command {
         "flanneld's (one dash or two); flanneld's are also read from FLANNELD_<NAME>, podwire's own from PODWIRE_<NAME>.",
     )
     .version(VERSION, '--version', 'print the version')
-    .allowExcessArguments(false);
+    .allowExcessArguments(true);
   for (const flag of FLAGS) command.addOption(optionOf(flag));
   command.action(async () => {
-    const config = configOf(command);
-    await serve(config);
+    // flanneld stops reading at the first such word and runs with defaults for the rest.
+    const [unexpected] = command.args;
+    if (unexpected !== undefined) {
+      throw new UsageError(
+        `unexpected argument ${JSON.stringify(unexpected)}: a boolean flag takes its value as --flag=false; see podwire agent --help`,
+      );
+    }
+    await serve(configOf(command));
   });
   return command;
 }

@@ -63,7 +63,7 @@ export function configuredMtuReader(
 
 /** The FIB entry of each address, undefined where there is none. Never rejects. */
 async function readRoutes(runner: Runner, addresses: readonly Address[]): Promise<unknown[]> {
-  const commands = addresses.map((address) => `-${address.family} route get fibmatch ${address.toString()}`);
+  const commands = addresses.map((address) => `route get fibmatch ${address.toString()}`);
   try {
     const output = await runner('ip', ['-j', '-batch', '-'], { input: `${commands.join('\n')}\n` });
     const lines = output.split('\n').filter((line) => line.trim() !== '');

@@ -132,7 +132,8 @@ export async function ipJson(runner: Runner, args: readonly string[]): Promise<u
 }
 
 /**
- * Runs several `ip` commands (without the leading `ip`) in one process, in order, up to the first that fails.
+ * Runs several `ip` commands (without the leading `ip`, and without options such as `-4`, which `ip -batch` does not
+ * take) in one process, in order, up to the first that fails.
  *
  * @throws {PodwireError} `COMMAND_FAILED` naming the command that failed; the ones before it stay done.
  */

@@ -41,7 +41,7 @@ export async function bringUp(runner: Runner, options: OverlayLinkOptions): Prom
       (options.txQueueLength === undefined ? '' : ` txqueuelen ${options.txQueueLength}`),
     ...options.subnets.map((subnet) => `address add ${hostAddress(subnet)} dev ${device}`),
     `link set dev ${device} up`,
-    ...options.networks.map((network) => routeCommand('add', network, device)),
+    ...options.networks.map((network) => routeCommand(network, device)),
   ];
   try {
     await ipBatch(runner, commands);
@@ -108,10 +108,10 @@ function hostAddress(subnet: Prefix): string {
   return `${subnet.address.toString()}/${subnet.family === 4 ? 32 : 128}`;
 }
 
-function routeCommand(verb: 'add' | 'del', network: Prefix, device: string): string {
+function routeCommand(network: Prefix, device: string): string {
   // Scope global and no source, as flannel's: the kernel then picks the device's address.
   const scope = network.family === 4 ? ' scope global' : '';
-  return `-${network.family} route ${verb} ${network.toString()} dev ${device} proto ${ROUTE_PROTOCOL}${scope}`;
+  return `route add ${network.toString()} dev ${device} proto ${ROUTE_PROTOCOL}${scope}`;
 }
 
 /**

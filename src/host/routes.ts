@@ -109,7 +109,7 @@ export function reviewRoutes(
 export async function removeRoutes(runner: Runner, routes: readonly KernelRoute[]): Promise<void> {
   await ipBatch(
     runner,
-    routes.map((route) => `-${route.destination.family} route del ${routeSelector(route)} proto ${ROUTE_PROTOCOL}`),
+    routes.map((route) => `route del ${routeSelector(route)} proto ${ROUTE_PROTOCOL}`),
   );
 }
 

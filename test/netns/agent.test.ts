@@ -282,18 +282,50 @@ describe.skipIf(lacking)('podwire agent on two hosts', () => {
     expect(await links(a)).toEqual(['eth0', 'flannel0', 'lo']);
   });
 
-  test('a second agent on the same port gets its one line and leaves nothing; the first goes on', async () => {
+  test.each([
+    [
+      'network',
+      '{"Network":"10.42.0.0/16"}',
+      'second0',
+      /^another podwire agent already routes 10\.42\.0\.0\/16 to flannel0/,
+    ],
+    ['port', '{"Network":"10.43.0.0/16"}', 'second0', /UDP port 8285 on 10\.77\.0\.1 is in use/],
+    ['device', '{"Network":"10.43.0.0/16","Backend":{"Type":"udp","Port":8286}}', 'flannel0', /flannel0/],
+  ])(
+    'a second agent with its own subnet file on the same %s gets its one line and leaves nothing; the first goes on',
+    async (_, config, device, message) => {
+      const first = start(a);
+      await ready(first);
+      const before = await leases();
+      const otherStore = await mkdtemp(join(directory, 'store-'));
+      await writeFile(join(otherStore, 'config'), config);
+      const second = await start(
+        a,
+        `--store=dir:${otherStore}`,
+        `--subnet-file=${join(a.run, 'other', 'subnet.env')}`,
+        `--device=${device}`,
+      ).finished;
+      expect(second.code).toBe(1);
+      expect(errorsOf(second)).toEqual([expect.stringMatching(message)]);
+      expect(await readdir(a.run)).toEqual(['podwire-subnet.sock', 'subnet.env']);
+      expect(await readdir(otherStore)).toEqual(['config']);
+      expect(await links(a)).toEqual(['eth0', 'flannel0', 'lo']);
+      expect(await leases()).toEqual(before);
+      expect((await status(a)).pid).toBe(first.pid);
+    },
+  );
+
+  test('two agents with networks, ports and subnet files of their own share a host', async () => {
     const first = start(a);
     await ready(first);
-    const before = await leases();
-    const other = join(a.run, 'other');
-    const second = await start(a, `--subnet-file=${join(other, 'subnet.env')}`, '--device=second0').finished;
-    expect(second.code).toBe(1);
-    expect(errorsOf(second)).toHaveLength(1);
-    expect(errorsOf(second)[0]).toMatch(/8285/);
-    expect(await readdir(other)).toEqual([]);
-    expect(await links(a)).toEqual(['eth0', 'flannel0', 'lo']);
-    expect(await leases()).toEqual(before);
+    const otherStore = await mkdtemp(join(directory, 'store-'));
+    await writeFile(join(otherStore, 'config'), '{"Network":"10.43.0.0/16","Backend":{"Type":"udp","Port":8286}}');
+    const second = start(a, `--store=dir:${otherStore}`, `--subnet-file=${join(a.run, 'second.env')}`);
+    await ready(second);
+    expect(await links(a)).toEqual(['eth0', 'flannel0', 'flannel1', 'lo']);
+    expect(await readdir(a.run)).toEqual(['podwire-second.sock', 'podwire-subnet.sock', 'second.env', 'subnet.env']);
+    expect((await second.stop()).code).toBe(0);
+    expect(await routes(a)).toMatch(/^10\.42\.0\.0\/16 dev flannel0 /m);
     expect((await status(a)).pid).toBe(first.pid);
   });
 

@@ -243,7 +243,7 @@ describe('command lines in Go’s syntax', () => {
     ['--public-ip -5', ['--public-ip=-5']],
     ['-iface', ['--iface']],
     ['-unknown 3', ['--unknown', '3']],
-    ['--unknown=3', ['--unknown=3']],
+    ['--unknown=3', ['--unknown']],
     ['-v=2', ['--v=2']],
     ['-h', ['-h']],
     ['-version', ['--version']],

@@ -38,12 +38,22 @@ function status(method: string, url: string): Promise<number | undefined> {
 }
 
 test('answers, mode 0600, and is gone after close with nothing left beside it', async () => {
+  await mkdir(join(directory, 'run'));
   const socket = await ControlSocket.open(path, { '/v1/status': () => ({ pid: 7 }) });
   expect(await askControlSocket(path, '/v1/status')).toEqual({ pid: 7 });
   expect((await stat(path)).mode & 0o777).toBe(0o600);
   expect(await readdir(join(directory, 'run'))).toEqual(['podwire-subnet.sock']);
   await socket.close();
   expect(await readdir(join(directory, 'run'))).toEqual([]);
+});
+
+test('a directory that it made goes with it, unless something else is there', async () => {
+  await (await ControlSocket.open(path, {})).close();
+  expect(await readdir(directory)).toEqual([]);
+  const socket = await ControlSocket.open(path, {});
+  await writeFile(join(directory, 'run', 'subnet.env'), '');
+  await socket.close();
+  expect(await readdir(join(directory, 'run'))).toEqual(['subnet.env']);
 });
 
 test('the umask of the process is what it was', async () => {

@@ -18,7 +18,7 @@ describe('bringUp', () => {
       'link set dev pwtest-none0 mtu 1472',
       'address add 10.42.7.0/32 dev pwtest-none0',
       'link set dev pwtest-none0 up',
-      '-4 route add 10.42.0.0/16 dev pwtest-none0 proto 111 scope global',
+      'route add 10.42.0.0/16 dev pwtest-none0 proto 111 scope global',
     ]);
   });
 
@@ -36,14 +36,14 @@ describe('bringUp', () => {
       'address add 10.42.7.0/32 dev pwtest-none0',
       'address add fd00:42:7::/128 dev pwtest-none0',
       'link set dev pwtest-none0 up',
-      '-4 route add 10.42.0.0/16 dev pwtest-none0 proto 111 scope global',
-      '-6 route add fd00:42::/48 dev pwtest-none0 proto 111',
+      'route add 10.42.0.0/16 dev pwtest-none0 proto 111 scope global',
+      'route add fd00:42::/48 dev pwtest-none0 proto 111',
     ]);
   });
 
   test('a route that appeared meanwhile is one clear line', async () => {
     const { runner } = fakeIp({
-      '-batch -': commandFailed('ip -4 route add 10.42.0.0/16 dev flannel0: RTNETLINK answers: File exists'),
+      '-batch -': commandFailed('ip route add 10.42.0.0/16 dev flannel0: RTNETLINK answers: File exists'),
     });
     await expect(bringUp(runner, OPTIONS)).rejects.toMatchObject({
       code: 'INTERFACE',

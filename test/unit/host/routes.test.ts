@@ -120,7 +120,7 @@ test('removal names protocol, device and metric, so that a foreign twin stays', 
     route('10.42.4.0/24', '', { ...OURS, type: 'blackhole' }),
   ]);
   expect(calls).toEqual([
-    '-4 route del 10.42.3.0/24 dev eth0 metric 20 proto 111',
-    '-4 route del blackhole 10.42.4.0/24 proto 111',
+    'route del 10.42.3.0/24 dev eth0 metric 20 proto 111',
+    'route del blackhole 10.42.4.0/24 proto 111',
   ]);
 });
