@@ -18,7 +18,7 @@ export interface Sample {
   readonly rttUs: { readonly p50: number; readonly p99: number } | undefined;
   /** Drops of this second, by reason, zeros left out. */
   readonly drops: Readonly<Record<string, number>>;
-  /** Leases that hold: one for each host. */
+  /** Leases that the best informed agent knows: its own and the routed ones. */
   readonly leases: number;
 }
 
@@ -152,7 +152,7 @@ export class Sampler {
         packetsPerSecond,
         rttUs: round === null ? undefined : { p50: round.p50, p99: round.p99 },
         drops: dropsOf(grown),
-        leases: snapshot.hosts.length,
+        leases: 1 + Math.max(0, ...snapshot.hosts.map(({ status }) => status.routed.length)),
       });
       before = { at, totals: snapshot.totals };
       rttUs = [];

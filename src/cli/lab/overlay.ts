@@ -52,7 +52,7 @@ export interface Overlay {
 const CLI = fileURLToPath(new URL('../main.js', import.meta.url));
 const JOIN_TIMEOUT_MS = 20_000;
 const STOP_TIMEOUT_MS = 3_000;
-const LOG_LINES = 8;
+const LOG_LINES = 3;
 
 /** One `podwire agent` process a host, leases in a directory store below `directory`. */
 export class AgentOverlay implements Overlay {

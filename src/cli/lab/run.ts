@@ -47,13 +47,17 @@ export async function runLab(options: RunOptions, hooks: RunHooks): Promise<LabR
   if (leftovers.length > 0) view.step(`removed what an earlier run left: ${leftovers.join(' ')}`);
   const directory = await mkdtemp(directoryPrefix());
   const checks: CheckResult[] = [];
+  let report: LabReport | undefined;
   try {
     const overlay = await hooks.overlay(directory);
     view.step(`podwire lab: ${String(options.hosts)} hosts, ${overlay.description}`);
     const lab = new Lab(namespacePrefix(), overlay, control);
-    const work = perform(lab, options, hooks, checks, control.signal);
+    const work = perform(lab, options, view, checks, control.signal);
     try {
-      return await Promise.race([work, aborted(control.signal)]);
+      report = await Promise.race([work, aborted(control.signal)]);
+      view.end();
+      hooks.report(report);
+      return options.hold ? await aborted(control.signal) : report;
     } finally {
       // Work that waits for a program of the lab fails at once; then nothing goes on any more.
       if (control.signal.aborted) await lab.halt();
@@ -62,10 +66,14 @@ export async function runLab(options: RunOptions, hooks: RunHooks): Promise<LabR
       await lab[Symbol.asyncDispose]();
     }
   } catch (error) {
-    if (signal.aborted) throw signal.reason;
-    const report: LabReport = { ok: false, error: messageOf(error), checks, hosts: [] };
-    hooks.report(report);
-    return report;
+    if (signal.aborted && report === undefined) throw signal.reason;
+    // Asked to stop while it was held: that is how a held lab ends.
+    if (signal.aborted && error === signal.reason && report !== undefined) return report;
+    // An agent that died while the lab was held, or something that could not be removed.
+    if (report !== undefined) throw error;
+    const failed: LabReport = { ok: false, error: messageOf(error), checks, hosts: [] };
+    hooks.report(failed);
+    return failed;
   } finally {
     signal.removeEventListener('abort', forward);
     await rm(directory, { recursive: true, force: true });
@@ -75,11 +83,10 @@ export async function runLab(options: RunOptions, hooks: RunHooks): Promise<LabR
 async function perform(
   lab: Lab,
   options: RunOptions,
-  hooks: RunHooks,
+  view: View,
   checks: CheckResult[],
   signal: AbortSignal,
 ): Promise<LabReport> {
-  const { view } = hooks;
   await lab.start(options.hosts);
   view.hosts(lab.hosts);
   const sampler = new Sampler(lab, (sample) => view.sample(sample));
@@ -101,27 +108,18 @@ async function perform(
   }
   const { totals } = await lab.snapshot();
   note(judgeDrops(totals, provoked()));
-  const report: LabReport = {
+  return {
     ok: checks.every((check) => check.ok),
     checks,
     figures: sampler.figures(totals),
     hosts: hostEntries(lab.hosts),
     ...(options.hold ? { commands: tryCommands(lab.hosts, options.enter) } : {}),
   };
-  view.end();
-  hooks.report(report);
-  if (options.hold) await aborted(signal).catch((error: unknown) => rethrowFailure(error, hooks.signal));
-  return report;
 }
 
 /** Whether neither ping nor TCP works: then every other check would only wait for its time limit. */
 function cutOff(checks: readonly CheckResult[]): boolean {
   return checks.length === 2 && checks.every((check) => !check.ok);
-}
-
-/** A held lab ends with the user's signal, which is no failure; an agent that died is one. */
-function rethrowFailure(error: unknown, signal: AbortSignal): void {
-  if (!signal.aborted) throw error;
 }
 
 /** What the checks account for, all together. */
