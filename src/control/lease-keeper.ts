@@ -11,6 +11,7 @@ import { Backoff, pause, systemClock, type BackoffOptions, type Clock } from './
 import { DesiredRoutes, type DesiredRoute, type RefusedLease, type RouteDifference } from './desired-routes.js';
 import type { RefusalReason } from './lease-refusal.js';
 import {
+  overlap,
   sameSubnets,
   type AcquireRequest,
   type Lease,
@@ -40,6 +41,7 @@ export interface LeaseKeeperListener {
   added?(route: DesiredRoute, before?: DesiredRoute): void;
   removed?(route: DesiredRoute): void;
   refused?(refused: RefusedLease): void;
+  /** The watch, a renewal or a re-acquisition fails; all of it is tried again. `storeUp` follows when all of it works. */
   storeDown?(error: PodwireError): void;
   storeUp?(): void;
   /** What the store itself noticed: unreadable entries, duplicate identities. */
@@ -82,11 +84,15 @@ export class LeaseKeeper implements AsyncDisposable {
   readonly #random: () => number;
   readonly #closing = new AbortController();
   #attributes: LeaseAttributes;
+  #ownAddresses: readonly Address[];
   #lease: Lease | undefined;
   #config: NetworkConfig | undefined;
   #desired: DesiredRoutes | undefined;
   #isLost = false;
   #isStale = false;
+  /** Our lease as the routes know it. */
+  #judgedBy: Lease | undefined;
+  #reacquiring: Promise<void> | undefined;
   #wake: (() => void) | undefined;
   #loops: Promise<unknown> | undefined;
   /** The parts that fail at present; the store is down while there is one. */
@@ -98,6 +104,7 @@ export class LeaseKeeper implements AsyncDisposable {
     this.#options = options;
     this.#store = options.store;
     this.#attributes = options.attributes;
+    this.#ownAddresses = options.ownAddresses ?? [];
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
   }
@@ -170,7 +177,7 @@ export class LeaseKeeper implements AsyncDisposable {
     this.#wake?.();
   }
 
-  /** Ends the loops. The lease stays ours in the store until it expires; `release` gives it back. */
+  /** Ends the loops at once, whatever the store is doing. The lease stays ours in the store until it expires; `release` gives it back. */
   async close(): Promise<void> {
     this.#closing.abort();
     this.#stopNotices?.();
@@ -187,8 +194,6 @@ export class LeaseKeeper implements AsyncDisposable {
     await this.close();
   }
 
-  #ownAddresses: readonly Address[] | undefined;
-
   async #acquireFirst(signal: AbortSignal): Promise<Lease> {
     const { isFatal, listener, previous } = this.#options;
     const backoff = this.#backoff();
@@ -196,9 +201,10 @@ export class LeaseKeeper implements AsyncDisposable {
     for (;;) {
       if (signal.aborted) throw new PodwireError('ABORTED', 'waiting for a lease was cancelled');
       try {
-        const lease = await this.#acquire(previous, signal);
+        const { lease, config } = await this.#acquire(previous, signal);
         this.#succeeded('lease');
-        this.#tell(() => listener?.acquired?.(lease, this.#config!));
+        this.#tell(() => listener?.acquired?.(lease, config));
+        this.#updateContext();
         return lease;
       } catch (error) {
         const fault = asPodwireError(error);
@@ -212,25 +218,25 @@ export class LeaseKeeper implements AsyncDisposable {
     }
   }
 
-  async #acquire(previous: AcquireRequest['previous'], signal: AbortSignal): Promise<Lease> {
+  async #acquire(
+    previous: AcquireRequest['previous'],
+    signal: AbortSignal,
+  ): Promise<{ lease: Lease; config: NetworkConfig }> {
     const { owner, ttlMs } = this.#options;
-    const config = await this.#store.network(signal);
+    const config = await untilAborted(this.#store.network(signal), signal);
     const attributes = this.#attributes;
-    const lease = await this.#store.acquire(
-      {
-        attributes,
-        ...(previous && { previous }),
-        ...(owner !== undefined && { owner }),
-        ...(ttlMs !== undefined && { ttlMs }),
-      },
-      signal,
-    );
+    const request: AcquireRequest = {
+      attributes,
+      ...(previous && { previous }),
+      ...(owner !== undefined && { owner }),
+      ...(ttlMs !== undefined && { ttlMs }),
+    };
+    const lease = await untilAborted(this.#store.acquire(request, signal), signal);
     this.#config = config;
     this.#lease = lease;
     this.#isLost = false;
     this.#isStale = attributes !== this.#attributes;
-    this.#updateContext();
-    return lease;
+    return { lease, config };
   }
 
   /** Renews in time, and gets the lease back when it is lost. The only writer of our lease after the start. */
@@ -245,8 +251,12 @@ export class LeaseKeeper implements AsyncDisposable {
         if (!this.#isLost && !this.#isStale && this.#clock.monotonic() < renewAtMs) continue;
       }
       try {
-        if (this.#isLost) await this.#reacquire(signal);
-        else await this.#renew(signal);
+        if (this.#isLost) {
+          this.#reacquiring = this.#reacquire(signal);
+          await this.#reacquiring.finally(() => (this.#reacquiring = undefined));
+        } else {
+          await this.#renew(signal);
+        }
         this.#succeeded('lease');
         backoff.reset();
         renewAtMs = this.#renewAtMs();
@@ -265,7 +275,7 @@ export class LeaseKeeper implements AsyncDisposable {
 
   async #renew(signal: AbortSignal): Promise<void> {
     const attributes = this.#attributes;
-    const renewed = await this.#store.renew({ ...this.#lease!, attributes }, signal);
+    const renewed = await untilAborted(this.#store.renew({ ...this.#lease!, attributes }, signal), signal);
     this.#lease = renewed;
     this.#isStale = attributes !== this.#attributes;
     this.#tell(() => this.#options.listener?.renewed?.(renewed));
@@ -274,12 +284,13 @@ export class LeaseKeeper implements AsyncDisposable {
   async #reacquire(signal: AbortSignal): Promise<void> {
     const before = this.#lease!;
     const { subnet, subnet6 } = before;
-    const lease = await this.#acquire({ subnet, ...(subnet6 && { subnet6 }) }, signal);
+    const { lease, config } = await this.#acquire({ subnet, ...(subnet6 && { subnet6 }) }, signal);
     const { listener } = this.#options;
     this.#tell(() => {
       if (sameSubnets(before, lease)) listener?.ownRestored?.(lease);
-      else listener?.ownChanged?.(lease, before, this.#config!);
+      else listener?.ownChanged?.(lease, before, config);
     });
+    this.#updateContext();
   }
 
   #lost(state: 'lost' | 'replaced', holder: Lease | undefined): void {
@@ -297,6 +308,10 @@ export class LeaseKeeper implements AsyncDisposable {
       let fault = new PodwireError('STORE_UNAVAILABLE', `the watch of ${this.#store.description} ended; trying again`);
       try {
         for await (const change of this.#store.watch(signal)) {
+          // Whoever has our old subnet shows up the moment we have another: hear of ours first.
+          if (change.kind === 'added' && this.#judgedBy && overlap(change.lease, this.#judgedBy)) {
+            await this.#reacquiring?.catch(() => undefined);
+          }
           if (signal.aborted) return;
           this.#onChange(change);
           if (change.kind === 'snapshot') {
@@ -339,12 +354,9 @@ export class LeaseKeeper implements AsyncDisposable {
     const config = this.#config;
     if (!own || !config) return;
     const { publicIp, publicIpv6 } = this.#attributes;
-    const ownAddresses = [
-      publicIp,
-      ...(publicIpv6 ? [publicIpv6] : []),
-      ...(this.#ownAddresses ?? this.#options.ownAddresses ?? []),
-    ];
+    const ownAddresses = [publicIp, ...(publicIpv6 ? [publicIpv6] : []), ...this.#ownAddresses];
     const context = { config, own, ownAddresses };
+    this.#judgedBy = own;
     if (this.#desired) this.#report(this.#desired.setContext(context));
     else this.#desired = new DesiredRoutes(context);
   }
@@ -404,6 +416,21 @@ export class LeaseKeeper implements AsyncDisposable {
         throw error;
       });
     }
+  }
+}
+
+/** The result of a store call, without waiting for a store that hangs once nobody wants it any more. */
+async function untilAborted<T>(call: Promise<T>, signal: AbortSignal): Promise<T> {
+  let onAbort: (() => void) | undefined;
+  const gone = new Promise<never>((_resolve, reject) => {
+    onAbort = () => reject(new PodwireError('ABORTED', 'the lease keeper was closed'));
+    signal.addEventListener('abort', onAbort, { once: true });
+    if (signal.aborted) onAbort();
+  });
+  try {
+    return await Promise.race([call, gone]);
+  } finally {
+    if (onAbort) signal.removeEventListener('abort', onAbort);
   }
 }
 

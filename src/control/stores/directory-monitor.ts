@@ -32,6 +32,7 @@ export interface DirectoryMonitorOptions {
   readonly rescanMs: number;
   readonly returnGraceMs: number;
   readonly skewMs: number;
+  readonly inotify: boolean;
   readonly onNotice: (notice: StoreNotice) => void;
 }
 
@@ -136,6 +137,8 @@ export class DirectoryMonitor {
   async #scan(): Promise<void> {
     const { files, table, clock, returnGraceMs } = this.#options;
     if (this.#isDown) table.hold(clock.monotonic() + returnGraceMs);
+    // A new network: the config is there, nobody has taken a lease yet.
+    if (!this.hasScanned && (await files.readConfig()) !== undefined) await files.ensureSubnets();
     // Watch first, list second: what happens in between is seen twice rather than never.
     const { identity, signature } = await files.statSubnets();
     if (identity !== this.#watchedIdentity) this.#closeWatcher();
@@ -223,7 +226,7 @@ export class DirectoryMonitor {
   }
 
   #openWatcher(identity: string): void {
-    if (this.#watcher) return;
+    if (this.#watcher || !this.#options.inotify) return;
     try {
       this.#watcher = watch(this.#options.files.subnetsPath, (_event, name) => this.#suspect(name ?? undefined));
       this.#watcher.on('error', (error) => this.#degraded(error));
@@ -271,6 +274,8 @@ export class DirectoryMonitor {
   async #sleep(atMs: number, signal: AbortSignal): Promise<void> {
     if ((this.#pending.size > 0 && !this.#isDown) || signal.aborted) return;
     const { clock } = this.#options;
+    const delayMs = atMs - clock.monotonic();
+    if (delayMs <= 0) return;
     await new Promise<void>((resolve) => {
       const done = (): void => {
         this.#wake = undefined;
@@ -278,7 +283,7 @@ export class DirectoryMonitor {
         signal.removeEventListener('abort', done);
         resolve();
       };
-      const cancel = clock.timer(done, atMs - clock.monotonic());
+      const cancel = clock.timer(done, delayMs);
       this.#wake = this.#isDown ? undefined : done;
       signal.addEventListener('abort', done, { once: true });
     });

@@ -15,7 +15,6 @@ import { Backoff, pause, systemClock, throwIfAborted, type Clock } from '../cloc
 import { decodeLease, encodeLease } from '../lease-codec.js';
 import { LeaseFeed } from '../lease-feed.js';
 import {
-  belongsTo,
   isExpired,
   DEFAULT_TTL_MS,
   type AcquireRequest,
@@ -40,6 +39,8 @@ export interface DirectoryStoreOptions {
   readonly clockSkewMs?: number;
   /** After an outage nothing expires, and nothing is dropped for being absent from a new directory, for this long; default 60000. */
   readonly returnGraceMs?: number;
+  /** Whether to listen for change events; default true. False for file systems whose events hang or lie. */
+  readonly inotify?: boolean;
   readonly onNotice?: (notice: StoreNotice) => void;
   readonly clock?: Clock;
   /** Uniform in [0, 1). */
@@ -94,6 +95,7 @@ class DirectoryStore implements LeaseStore {
       table: this.#table,
       random: this.#random,
       rescanMs: options.rescanMs ?? 5000,
+      inotify: options.inotify ?? true,
       returnGraceMs: options.returnGraceMs ?? 60_000,
     });
   }
@@ -112,22 +114,23 @@ class DirectoryStore implements LeaseStore {
 
   async acquire(request: AcquireRequest, signal?: AbortSignal): Promise<Lease> {
     const ttlMs = request.ttlMs ?? this.#ttlMs;
-    const backoff = new Backoff({ minMs: 20, maxMs: 1000 }, this.#random);
-    const giveUpMs = this.#clock.monotonic() + ACQUIRE_PATIENCE_MS;
+    // Other processes race in real time, whatever clock the leases live by.
+    const backoff = new Backoff({ minMs: 10, maxMs: 1000 }, this.#random);
+    const giveUpMs = systemClock.monotonic() + ACQUIRE_PATIENCE_MS;
     for (let attempt = 1; ; attempt++) {
       this.#check(signal, 'acquiring a lease');
       // Read each time, as flannel does: a network that changes while we wait is the one to ask for.
       const config = await this.network(signal);
       checkRequest(config, { ...request, ttlMs });
-      const lease = await this.#monitor.exclusive(() => this.#tryAcquire(config, request, ttlMs));
-      if (lease) return lease;
-      if (this.#clock.monotonic() >= giveUpMs) {
+      const result = await this.#monitor.exclusive(() => this.#tryAcquire(config, request, ttlMs));
+      if (typeof result === 'object') return result;
+      if (systemClock.monotonic() >= giveUpMs) {
         throw new PodwireError(
           'STORE_UNAVAILABLE',
           `no lease from ${this.description} after ${attempt} attempts, each lost to another host; try again`,
         );
       }
-      if (attempt >= QUICK_ATTEMPTS) await pause(this.#clock, backoff.nextMs(), signal);
+      if (result === 'collided' || attempt >= QUICK_ATTEMPTS) await pause(systemClock, backoff.nextMs(), signal);
     }
   }
 
@@ -137,12 +140,15 @@ class DirectoryStore implements LeaseStore {
       const name = this.#table.nameOf(lease);
       const found = await this.#files.read(name);
       const stored = found.kind === 'text' ? tryDecode(found.file.text) : undefined;
-      if (found.kind === 'absent' || (stored && !belongsTo(stored, lease))) throw this.#lost(name, stored?.attributes);
+      if (found.kind === 'absent' || (stored && !this.#table.ourTest(name, lease)(stored))) {
+        throw this.#lost(name, stored?.attributes);
+      }
       const ttlMs = this.#table.ttlOf(name) ?? this.#ttlMs;
       // An operator may have turned the lease into a reservation, or back.
       const isReservation = (stored ?? lease).expiresAt === undefined;
       const renewed = this.#lease(lease, lease, isReservation ? undefined : ttlMs);
       const text = this.#text(renewed);
+      const isOurs = this.#isOurs(name, lease);
       const undo = this.#table.claim(name, renewed, ttlMs);
       try {
         // Near its end others may be taking the lease, so that it has to be taken like anybody's.
@@ -150,7 +156,7 @@ class DirectoryStore implements LeaseStore {
         const done =
           isOver && found.kind === 'text'
             ? await this.#files.take(name, found.file.text, text)
-            : (await this.#files.replace(name, (present) => isOurs(present, lease), text)) === 'replaced';
+            : (await this.#files.replace(name, isOurs, text)) === 'replaced';
         if (!done) throw this.#lost(name, undefined);
       } catch (error) {
         undo();
@@ -168,10 +174,10 @@ class DirectoryStore implements LeaseStore {
       const name = this.#table.nameOf(lease);
       const found = await this.#files.read(name);
       const stored = found.kind === 'text' ? tryDecode(found.file.text) : undefined;
-      if (found.kind === 'text' && stored?.expiresAt && belongsTo(stored, lease)) {
+      if (found.kind === 'text' && stored?.expiresAt && this.#table.ourTest(name, lease)(stored)) {
         if (isExpired(stored, this.#clock.now(), -this.#skewMs))
           await this.#files.take(name, found.file.text, undefined);
-        else await this.#files.remove(name, (present) => isOurs(present, lease));
+        else await this.#files.remove(name, this.#isOurs(name, lease));
         this.#table.disown(name);
         this.#table.gone(name, this.#table.epoch);
       }
@@ -208,8 +214,12 @@ class DirectoryStore implements LeaseStore {
     await this.#monitoring;
   }
 
-  /** One look and one try; undefined when somebody else was faster. */
-  async #tryAcquire(config: NetworkConfig, request: AcquireRequest, ttlMs: number): Promise<Lease | undefined> {
+  /** One look and one try. `lost`: somebody else was faster; `collided`: both of us had to give way. */
+  async #tryAcquire(
+    config: NetworkConfig,
+    request: AcquireRequest,
+    ttlMs: number,
+  ): Promise<Lease | 'lost' | 'collided'> {
     await this.#files.ensureSubnets();
     await this.#monitor.sweep();
     await this.#monitor.refresh();
@@ -222,16 +232,15 @@ class DirectoryStore implements LeaseStore {
     try {
       if (!(await this.#write(name, plan, lease))) {
         undo();
-        return undefined;
+        return 'lost';
       }
       await this.#monitor.refresh();
       if (plan.from !== 'own' && collides(lease, this.#table.held(request))) {
         // Two names can share addresses (dual stack, changed SubnetLen). Whoever sees it gives way; both may.
-        await this.#files.remove(name, (present) => isOurs(present, lease));
+        await this.#files.remove(name, this.#isOurs(name, lease));
         undo();
         this.#table.gone(name, this.#table.epoch);
-        await pause(this.#clock, this.#random() * 20);
-        return undefined;
+        return 'collided';
       }
     } catch (error) {
       undo();
@@ -247,7 +256,7 @@ class DirectoryStore implements LeaseStore {
     if (plan.own) {
       const before = this.#table.get(name)?.text;
       if (plan.ownExpired && before !== undefined) return this.#files.take(name, before, text);
-      return (await this.#files.replace(name, (present) => isOurs(present, plan.own!), text)) === 'replaced';
+      return (await this.#files.replace(name, this.#isOurs(name, plan.own), text)) === 'replaced';
     }
     let isTaken = false;
     for (const evicted of plan.evict) {
@@ -265,7 +274,7 @@ class DirectoryStore implements LeaseStore {
   async #discard(leases: readonly Lease[], mine: Lease): Promise<void> {
     for (const lease of leases) {
       const name = this.#table.nameOf(lease);
-      const removed = await this.#files.remove(name, (present) => isOurs(present, mine)).catch(() => false);
+      const removed = await this.#files.remove(name, this.#isOurs(name, mine)).catch(() => false);
       if (removed) this.#table.gone(name, this.#table.epoch);
     }
   }
@@ -282,6 +291,15 @@ class DirectoryStore implements LeaseStore {
 
   #text(lease: Lease): string {
     return encodeLease(lease.attributes, { expiresAt: lease.expiresAt, owner: lease.owner });
+  }
+
+  /** Whether a file under our name may be overwritten: it is ours, or says nothing that anybody could rely on. */
+  #isOurs(name: string, lease: Lease): (text: string) => boolean {
+    const isOurs = this.#table.ourTest(name, lease);
+    return (text) => {
+      const stored = tryDecode(text);
+      return stored === undefined || isOurs(stored);
+    };
   }
 
   #lost(name: string, holder: Lease['attributes'] | undefined): PodwireError {
@@ -301,10 +319,4 @@ function tryDecode(text: string): ReturnType<typeof decodeLease> | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** Whether a file under our name may be overwritten: it says so, or says nothing that anybody could rely on. */
-function isOurs(text: string, lease: Lease): boolean {
-  const stored = tryDecode(text);
-  return stored === undefined || belongsTo(stored, lease);
 }

@@ -271,6 +271,15 @@ export class EntryTable {
     return this.#own.has(name);
   }
 
+  /**
+   * Tells whether what is stored under `name` is the lease `lease`, or what we made of it before its attributes
+   * changed: a new PublicIP without an owner name to go by must not look like another host.
+   */
+  ourTest(name: string, lease: Lease): (stored: Pick<Lease, 'owner' | 'attributes'>) => boolean {
+    const own = this.#own.get(name)?.lease;
+    return (stored) => belongsTo(stored, lease) || (own !== undefined && belongsTo(stored, own));
+  }
+
   ttlOf(name: string): number | undefined {
     return this.#own.get(name)?.ttlMs;
   }

@@ -217,7 +217,7 @@ export class LeaseFiles {
       try {
         const info = await lstat(path);
         if (kind === 'tomb' && isLive(await readRegular(path))) await this.#putBack(name, path);
-        else if (nowMs - newestMs(info) > LEFTOVER_LIFE_MS) await unlinkIfThere(path);
+        else if (nowMs - startedMs(info, kind) > LEFTOVER_LIFE_MS) await unlinkIfThere(path);
       } catch (error) {
         // Its owner finished meanwhile, or it is not ours to delete: the next sweep sees.
         if (errnoOf(error) === undefined) throw error;
@@ -267,7 +267,7 @@ export class LeaseFiles {
     for (let attempt = 0; attempt < 2; attempt++) {
       if (await this.#link(path, claim)) return true;
       const info = await lstat(claim).catch(() => undefined);
-      if (info && nowMs - newestMs(info) <= CLAIM_LIFE_MS) return false;
+      if (info && nowMs - startedMs(info, 'claim') <= CLAIM_LIFE_MS) return false;
       await unlinkIfThere(claim);
     }
     return false;
@@ -332,8 +332,9 @@ function uniqueId(): string {
   return randomBytes(10).toString('hex');
 }
 
-function newestMs(info: Stats): number {
-  return Math.max(info.mtimeMs, info.ctimeMs);
+/** When the work on a private file began: a tomb is an old file, and the move shows in its change time only. */
+function startedMs(info: Stats, kind: string): number {
+  return kind === 'tomb' ? info.ctimeMs : info.mtimeMs;
 }
 
 /** Writes and syncs a new file readable by all; its modification time, by the file system's clock. */

@@ -193,7 +193,7 @@ class MemoryStore implements LeaseStore {
     return this.#server.call('write', this.name, () => {
       const present = this.#server.entries().get(name);
       const stored = present === undefined ? undefined : tryDecode(present);
-      if (present === undefined || (stored && !belongsTo(stored, lease))) {
+      if (present === undefined || (stored && !this.#table.ourTest(name, lease)(stored))) {
         const what = stored ? `is now held by ${stored.attributes.publicIp.toString()}` : 'is gone';
         throw new PodwireError('LEASE_LOST', `lease ${name} ${what}; acquire it again`);
       }
@@ -209,7 +209,7 @@ class MemoryStore implements LeaseStore {
     await this.#server.call('write', this.name, () => {
       const present = this.#server.entries().get(name);
       const stored = present === undefined ? undefined : tryDecode(present);
-      if (stored?.expiresAt && belongsTo(stored, lease)) {
+      if (stored?.expiresAt && this.#table.ourTest(name, lease)(stored)) {
         this.#table.disown(name);
         this.#server.delete(name);
       }

@@ -1,0 +1,21 @@
+import { ManualClock } from '../../../src/control/clock.js';
+import { MemoryStoreServer } from '../../../src/control/stores/memory.js';
+import { leaseStoreContract } from './contract.js';
+
+leaseStoreContract('memory', async () => {
+  const clock = new ManualClock();
+  const server = new MemoryStoreServer({ clock });
+  return {
+    open: (onNotice) => server.open(onNotice && { onNotice }),
+    setConfig: async (text) => {
+      server.config = text;
+    },
+    put: async (key, value) => server.put(key, value),
+    get: async (key) => server.entries().get(key),
+    remove: async (key) => void server.delete(key),
+    keys: async () => [...server.entries().keys()].sort(),
+    advance: (ms) => clock.advance(ms),
+    now: () => clock.now(),
+    [Symbol.asyncDispose]: async () => undefined,
+  };
+});
