@@ -25,7 +25,7 @@ function parseDottedQuad(text: string): number | undefined {
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
     if (code === 0x2e) {
-      if (octet < 0 || octets === 3) return undefined;
+      if (octet < 0) return undefined;
       value = value * 256 + octet;
       octets++;
       octet = -1;
@@ -59,7 +59,7 @@ function isMapped(bytes: Uint8Array): boolean {
   return bytes.length === 16 && bytes[10] === 0xff && bytes[11] === 0xff && bytes.subarray(0, 10).every((b) => b === 0);
 }
 
-function isOneThenZeroes(bytes: Uint8Array, last: number): boolean {
+function isZerosThen(bytes: Uint8Array, last: number): boolean {
   for (let i = 0; i < bytes.length - 1; i++) if (bytes[i] !== 0) return false;
   return bytes[bytes.length - 1] === last;
 }
@@ -172,7 +172,7 @@ export class Address {
     let value = delta;
     for (let i = 0; i < this.bytes.length; i++)
       value += BigInt(this.bytes[i]!) << BigInt(8 * (this.bytes.length - 1 - i));
-    if (value < 0n || value >> BigInt(8 * this.bytes.length) !== 0n) {
+    if (value >> BigInt(8 * this.bytes.length) !== 0n) {
       throw new PodwireError('INVALID_ARGUMENT', `${this.toString()} plus ${delta} is no IPv${this.family} address`);
     }
     const bytes = new Uint8Array(this.bytes.length);
@@ -182,13 +182,13 @@ export class Address {
 
   /** `0.0.0.0` or `::`. */
   get isUnspecified(): boolean {
-    return isOneThenZeroes(this.#plain(), 0);
+    return isZerosThen(this.#plain(), 0);
   }
 
   /** `127.0.0.0/8` or `::1`. */
   get isLoopback(): boolean {
     const b = this.#plain();
-    return b.length === 4 ? b[0] === 127 : isOneThenZeroes(b, 1);
+    return b.length === 4 ? b[0] === 127 : isZerosThen(b, 1);
   }
 
   /** `224.0.0.0/4` or `ff00::/8`. */
