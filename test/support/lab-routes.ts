@@ -10,21 +10,25 @@ interface Member {
 }
 
 /**
- * Plain kernel routes in the agents' place: proves the lab's topology and checks without podwire. What podwire would
- * count is taken from the bridges.
- *
- * `faults` make it misbehave, to see that a check notices:
- * `nat` rewrites sources, `one-way` leaves out the route back, `sticky` never withdraws a route, `mtu` refuses packets
- * of the announced MTU, `hops` claims another worker each time.
+ * - `nat` rewrites the sources of what leaves a host.
+ * - `mtu` refuses packets of the announced MTU.
+ * - `hops` claims that another worker carried the packets each time.
+ * - `sticky` never withdraws a route.
+ */
+export type Fault = 'nat' | 'mtu' | 'hops' | 'sticky';
+
+/**
+ * Plain kernel routes in the agents' place: proves the lab's topology and checks without podwire, and with `faults`
+ * that the checks notice what they are for. What podwire would count is taken from the hosts' interfaces.
  */
 export class RoutesOverlay implements Overlay {
   readonly description = 'kernel routes';
-  readonly #fault: string | undefined;
+  readonly #faults: ReadonlySet<Fault>;
   readonly #members: Member[] = [];
   #polls = 0;
 
-  constructor(fault?: 'nat' | 'one-way' | 'sticky' | 'mtu' | 'hops') {
-    this.#fault = fault;
+  constructor(faults: readonly Fault[] = []) {
+    this.#faults = new Set(faults);
   }
 
   async join(place: HostPlace): Promise<OverlayNode> {
@@ -32,20 +36,20 @@ export class RoutesOverlay implements Overlay {
     const gateway = Address.parse(`10.42.${String(place.number)}.1`);
     const self = { place, subnet };
     await ok('ip', ['-n', place.netns, 'route', 'add', 'unreachable', '10.42.0.0/16']);
-    if (this.#fault === 'nat') {
+    if (this.#faults.has('nat')) {
       const rule = ['-t', 'nat', '-A', 'POSTROUTING', '-o', 'eth0', '-j', 'MASQUERADE'];
       await ok('ip', ['netns', 'exec', place.netns, 'iptables', ...rule]);
     }
     for (const other of this.#members) {
       await this.#route('replace', self, other);
-      if (this.#fault !== 'one-way') await this.#route('replace', other, self);
+      await this.#route('replace', other, self);
     }
     this.#members.push(self);
     const leave = async (): Promise<void> => {
       const index = this.#members.indexOf(self);
       if (index === -1) return;
       this.#members.splice(index, 1);
-      if (this.#fault === 'sticky') return;
+      if (this.#faults.has('sticky')) return;
       for (const other of this.#members) await this.#route('delete', other, self).catch(() => {});
     };
     return {
@@ -61,7 +65,7 @@ export class RoutesOverlay implements Overlay {
   }
 
   async #route(verb: 'replace' | 'delete', at: Member, to: Member): Promise<void> {
-    const mtu = verb === 'delete' ? [] : ['mtu', this.#fault === 'mtu' ? '1400' : '1472'];
+    const mtu = verb === 'delete' ? [] : ['mtu', this.#faults.has('mtu') ? '1400' : '1472'];
     const route = [verb, to.subnet.toString(), 'via', to.place.address.toString(), ...mtu];
     await ok('ip', ['-n', at.place.netns, 'route', ...route]);
   }
@@ -78,7 +82,7 @@ export class RoutesOverlay implements Overlay {
     const counters = { egressPackets: tx.packets, ingressPackets: rx.packets, ingressBytes: rx.bytes, dropNoRoute: 0 };
     const idle = { egressPackets: 0, ingressPackets: 0 };
     this.#polls += 1;
-    const hopping = this.#fault === 'hops' && this.#polls % 4 < 2;
+    const hopping = this.#faults.has('hops') && this.#polls % 4 < 2;
     return {
       routed: [...routes.matchAll(/^(\S+) via /gm)].map((match) => match[1] ?? ''),
       totals: counters,

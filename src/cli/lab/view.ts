@@ -1,7 +1,7 @@
 /**
  * The lab on the screen: on a terminal one picture redrawn in place, elsewhere plain lines, for `--json` nothing.
  */
-import { stripVTControlCharacters, styleText } from 'node:util';
+import { styleText } from 'node:util';
 import type { CheckResult } from './checks.js';
 import type { Sample } from './figures.js';
 import type { LabHost } from './lab.js';
@@ -20,6 +20,7 @@ export interface View {
 export interface Output {
   write(text: string): void;
   readonly columns?: number;
+  readonly rows?: number;
 }
 
 export const silentView: View = {
@@ -147,21 +148,24 @@ export class TerminalView implements View {
     this.#drawn = 0;
   }
 
-  #lines(): string[] {
-    const lines = [this.#style('bold', this.#step), ...this.#hosts.map((host) => `  ${host}`)];
+  /** @param width in characters; text is cut first and coloured then */
+  #lines(width: number): string[] {
+    const lines = [this.#style('bold', cut(this.#step, width)), ...this.#hosts.map((host) => cut(`  ${host}`, width))];
     if (this.#sample !== undefined) {
-      lines.push('', formatSample(this.#sample), `      ${this.#style('cyan', sparkline(this.#history))}`, '');
+      lines.push('', cut(formatSample(this.#sample), width));
+      lines.push(`      ${this.#style('cyan', cut(sparkline(this.#history), width - 6))}`, '');
     }
-    for (const result of this.#checks) {
-      const mark = result.ok ? this.#style('green', '✓') : this.#style('red', '✗');
-      lines.push(`${mark} ${result.name.padEnd(15)} ${result.ok ? this.#style('dim', result.detail) : result.detail}`);
+    for (const { ok, name, detail } of this.#checks) {
+      const text = cut(detail, width - 18);
+      const mark = ok ? this.#style('green', '✓') : this.#style('red', '✗');
+      lines.push(`${mark} ${name.padEnd(15)} ${ok ? this.#style('dim', text) : text}`);
     }
     return lines;
   }
 
   #draw(): void {
-    const width = (this.#output.columns ?? 80) - 1;
-    const lines = this.#lines().map((line) => cut(line, width));
+    // What has scrolled off the top cannot be redrawn: a low window shows the end only.
+    const lines = this.#lines((this.#output.columns ?? 80) - 1).slice(1 - (this.#output.rows ?? Infinity));
     const up = this.#drawn > 0 ? `\u001b[${String(this.#drawn)}A` : '';
     this.#output.write(`${up}\r${lines.map((line) => `${line}\u001b[K\n`).join('')}\u001b[J`);
     this.#drawn = lines.length;
@@ -174,8 +178,7 @@ export function sparkline(values: readonly number[]): string {
   return values.map((value) => BARS[Math.min(BARS.length - 1, Math.floor((value / top) * BARS.length))]).join('');
 }
 
-/** The line cut to `width` visible characters; a line that is cut loses its colours. */
-export function cut(line: string, width: number): string {
-  const plain = stripVTControlCharacters(line);
-  return plain.length <= width ? line : `${plain.slice(0, Math.max(0, width - 1))}…`;
+/** The text cut to `width` characters. */
+export function cut(text: string, width: number): string {
+  return text.length <= width ? text : `${text.slice(0, Math.max(0, width - 1))}…`;
 }
