@@ -34,6 +34,7 @@ int pw_tun_accept(struct pw_engine *e, unsigned row, uint32_t offset, size_t n, 
   r[PW_E_HASH] = (int32_t)pw_flow_hash(p, n, &ip);
   unsigned type = h ? h->gso_type & ~PW_GSO_ECN : PW_GSO_NONE;
   if (type == PW_GSO_NONE) {
+    r[PW_E_LENGTH] = (int32_t)(n = ip.length); /* what follows is padding: it goes nowhere and is in no checksum */
     if (h && (h->flags & PW_VIRTIO_NEEDS_CSUM) && complete_checksum(p, n, h)) {
       r[PW_E_FLAGS] = PW_EF_BAD;
       return -EINVAL;

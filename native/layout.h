@@ -30,7 +30,7 @@
 
 /* ---- egress row: one packet or superpacket read from the TUN ---------------------------------------------------- */
 #define PW_E_OFFSET 0   /* byte offset of the IP header in the TUN arena */
-#define PW_E_LENGTH 1   /* bytes received, IP header included */
+#define PW_E_LENGTH 1   /* bytes of the packet, IP header included, without padding; as received when PW_EF_BAD */
 #define PW_E_GSO 2      /* gsoSize: payload bytes of each segment but the last; 0 = not a superpacket */
 #define PW_E_FLAGS 3    /* PW_EF_* */
 #define PW_E_HEADER 4   /* bytes of IP and L4 header in front of the payload of a superpacket; 0 when not a superpacket */

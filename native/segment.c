@@ -36,6 +36,10 @@ static void clear_uncopied_options(uint8_t *header, unsigned bytes)
 static void add_fragments(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *header, unsigned header_bytes,
                           unsigned ip_bytes, const uint8_t *payload, size_t payload_bytes, unsigned mtu)
 {
+  if (header_bytes + payload_bytes <= mtu) { /* a superpacket's last segment may fit */
+    pw_lane_add(e, lane, row, header, header_bytes, payload, payload_bytes);
+    return;
+  }
   if (mtu < ip_bytes + 8 + (header_bytes - ip_bytes)) {
     pw_count(e, PW_C_dropTooBig, 1);
     return;

@@ -27,7 +27,7 @@ static struct accepted accept_packet(const uint8_t *p, size_t n, const struct pw
   engine->c.tun_bytes = offset + n;
   a.result = pw_tun_accept(engine, 0, offset, n, h);
   EQUAL(a.row[PW_E_OFFSET], offset);
-  EQUAL(a.row[PW_E_LENGTH], n);
+  CHECK(a.row[PW_E_LENGTH] <= (int32_t)n, "more bytes than there are"); /* less by the padding */
   EQUAL(a.row[PW_E_VERDICT], 0);
   CHECK(a.row[PW_E_HASH] >= 0, "hash has more than 31 bits");
   return a;
@@ -122,7 +122,7 @@ static void superpacket(const struct shape *s, unsigned gso, bool zero_sum)
 static void superpackets(void)
 {
   for (unsigned i = 0; i < 1500 * test_factor; i++) {
-    const struct shape s = random_shape(once_in(6) ? 65535 : 9000);
+    const struct shape s = random_shape(once_in(6) ? 65507 : 9000);
     const unsigned least = s.payload > 20000 ? 16 : 1;
     unsigned gso = spread(65535);
     if (gso < least)
@@ -172,7 +172,7 @@ static void single_packets(void)
 {
   static uint8_t packet[65600];
   for (unsigned i = 0; i < 2000 * test_factor; i++) {
-    const struct shape s = random_shape(once_in(6) ? 65535 : 1500);
+    const struct shape s = random_shape(once_in(6) ? 65507 : 1500);
     const bool partial = once_in(2), zero = s.payload >= 2 && once_in(4), plain = !partial && once_in(2);
     const size_t n = random_packet(packet, &s);
     const unsigned l4 = ip_header_bytes(&s), at = l4_checksum_at(&s);
@@ -205,7 +205,7 @@ static void fragments(void)
 {
   static uint8_t packet[65600];
   for (unsigned i = 0; i < 1500 * test_factor; i++) {
-    struct shape s = random_shape(once_in(6) ? 65535 : 4000);
+    struct shape s = random_shape(once_in(6) ? 65507 : 4000);
     if (s.family == 6)
       s.ip_options = 0;
     s.family = 4;
@@ -227,13 +227,13 @@ static void fragments(void)
     random_bytes(packet + n, padding);
     struct accepted a = accept_packet(packet, n + padding, NULL);
     EQUAL(a.result, 0);
-    if (mtu >= header + 8)
+    if (n <= mtu || mtu >= header + 8)
       model_fragments(&wanted, packet, n, mtu, tag_of(&a, verdict));
     const bool refused = wanted.count == 0;
     const size_t pieces = wanted.count;
     send_and_compare(&a, verdict, (int32_t)mtu);
     EQUAL(counted(engine, PW_C_dropTooBig), refused);
-    EQUAL(counted(engine, PW_C_fragmentsSent), pieces);
+    EQUAL(counted(engine, PW_C_fragmentsSent), pieces > 1 ? pieces : 0);
   }
 }
 
@@ -242,7 +242,7 @@ static void fragmented_superpackets(void)
 {
   static uint8_t packet[65600];
   for (unsigned i = 0; i < 600 * test_factor; i++) {
-    struct shape s = random_shape(once_in(6) ? 65535 : 12000);
+    struct shape s = random_shape(once_in(6) ? 65507 : 12000);
     if (s.family == 6)
       s.ip_options = 0;
     s.family = 4;
@@ -258,11 +258,15 @@ static void fragmented_superpackets(void)
     EQUAL(a.result, 0);
     const int32_t verdict = random_nexthop() | PW_V_FRAGMENT;
     model_segments(&segments, packet, n, &s, gso, 0);
-    for (size_t k = 0; k < segments.count && mtu >= ip + l4 + 8; k++)
-      model_fragments(&wanted, segments.item[k].data, segments.item[k].length, mtu, tag_of(&a, verdict));
-    const bool refused = wanted.count == 0;
+    size_t refused = 0;
+    for (size_t k = 0; k < segments.count; k++) {
+      if (segments.item[k].length > mtu && mtu < ip + l4 + 8)
+        refused++;
+      else
+        model_fragments(&wanted, segments.item[k].data, segments.item[k].length, mtu, tag_of(&a, verdict));
+    }
     send_and_compare(&a, verdict, (int32_t)mtu);
-    EQUAL(counted(engine, PW_C_dropTooBig), refused ? segments.count : 0);
+    EQUAL(counted(engine, PW_C_dropTooBig), refused);
     packets_free(&segments);
   }
 }

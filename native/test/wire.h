@@ -201,10 +201,14 @@ static inline void keep_copied_options(uint8_t *option, unsigned n)
   }
 }
 
-/* RFC 791 3.2: an IPv4 packet, possibly a fragment itself, as fragments of at most mtu bytes. */
+/* RFC 791 3.2: an IPv4 packet, possibly a fragment itself, as fragments of at most mtu bytes; whole when it fits. */
 static inline void model_fragments(struct packets *out, const uint8_t *p, size_t n, unsigned mtu, uint32_t tag)
 {
   const unsigned header = (p[0] & 15u) * 4, word = get16(p + 6);
+  if (n <= mtu) {
+    packets_add(out, p, n, tag);
+    return;
+  }
   const size_t blocks = (mtu - header) / 8;
   uint8_t *copy = malloc(n);
   CHECK(copy != NULL, "out of memory");
