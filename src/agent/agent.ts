@@ -16,12 +16,13 @@ export interface AgentSurroundings {
 }
 
 /**
- * Runs until the signal aborts, then stops in order: packets, control socket, store.
+ * Runs until the signal aborts, then stops in order: packets, control socket, store. Nothing of ours is left on the
+ * host then but the subnet file.
  *
- * @throws {PodwireError} as {@link joinOverlay}; `DEVICE_IN_USE` when an agent for the same subnet file is alive. Also
- *   when the data plane fails while running. Nothing of ours is left on the host then but the subnet file.
+ * @returns `failed` when the data plane has failed while running and has logged why.
+ * @throws {PodwireError} as {@link joinOverlay}; `DEVICE_IN_USE` when an agent for the same subnet file is alive.
  */
-export async function runAgent(config: AgentConfig, { log, signal }: AgentSurroundings): Promise<void> {
+export async function runAgent(config: AgentConfig, { log, signal }: AgentSurroundings): Promise<'stopped' | 'failed'> {
   const startedAt = new Date();
   const store = directoryStore(config.store.path);
   log.info({ version: VERSION, pid: process.pid, store: store.description }, 'podwire agent starts');
@@ -47,10 +48,17 @@ export async function runAgent(config: AgentConfig, { log, signal }: AgentSurrou
       logger: log,
       signal,
     });
-    await Promise.race([overlay.closed, aborted(signal)]);
+    return await Promise.race([
+      overlay.closed.then(
+        () => 'stopped' as const,
+        () => 'failed' as const,
+      ),
+      aborted(signal).then(() => 'stopped' as const),
+    ]);
   } catch (error) {
     // A start that was called off is a clean stop.
     if (!signal.aborted) throw error;
+    return 'stopped';
   } finally {
     await overlay?.close({ release: config.releaseOnExit });
     await control.close();

@@ -160,7 +160,7 @@ export function formatBytes(bytes: number): string {
   return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
 }
 
-/** The two largest units: `3d 4h`, `59m 2s`, `5s`. */
+/** The largest unit and the next: `3d 4h`, `2h`, `59m 2s`, `5s`. */
 export function formatDuration(ms: number): string {
   let seconds = Math.max(0, Math.floor(ms / 1000));
   const parts: string[] = [];
@@ -172,8 +172,9 @@ export function formatDuration(ms: number): string {
   ] as const) {
     const count = Math.floor(seconds / size);
     seconds -= count * size;
-    if (count > 0 || (unit === 's' && parts.length === 0)) parts.push(`${count}${unit}`);
-    if (parts.length === 2) break;
+    const isNext = parts.length === 1;
+    if (count > 0 || (unit === 's' && !isNext)) parts.push(`${count}${unit}`);
+    if (isNext) break;
   }
   return parts.join(' ');
 }

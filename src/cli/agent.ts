@@ -1,9 +1,8 @@
 /** `podwire agent`: the command line of the daemon, and its signals. */
 import { Command, Option } from 'commander';
-import { runAgent } from '../agent/agent.js';
 import { type AgentConfig, type FlagValues, readAgentConfig } from '../agent/config.js';
 import { type Flag, FLAGS } from '../agent/flags.js';
-import { createLog } from '../agent/log.js';
+import type { createLog } from '../agent/log.js';
 import { VERSION } from '../agent/version.js';
 import { messageOf, PodwireError } from '../errors.js';
 import { ExitCode, EXIT_FAILURE, UsageError } from './usage.js';
@@ -57,6 +56,8 @@ function configOf(command: Command): AgentConfig {
 
 /** Runs the agent until a signal stops it. @throws {ExitCode} after an error, which the log has told. */
 async function serve(config: AgentConfig): Promise<void> {
+  // Only now, so that help and usage errors do not wait for the data plane's modules.
+  const [{ runAgent }, { createLog }] = await Promise.all([import('../agent/agent.js'), import('../agent/log.js')]);
   const log = createLog({ level: config.logLevel, format: config.logFormat });
   const stop = new AbortController();
   let failed = false;
@@ -82,7 +83,7 @@ async function serve(config: AgentConfig): Promise<void> {
   process.on('uncaughtException', crash);
   process.on('unhandledRejection', crash);
   try {
-    await runAgent(config, { log, signal: stop.signal });
+    if ((await runAgent(config, { log, signal: stop.signal })) === 'failed') failed = true;
   } catch (error) {
     failed = true;
     logFailure(log, error);

@@ -55,6 +55,9 @@ export interface OverlaySeams {
 
 export const DEFAULT_SUBNET_FILE = '/run/flannel/subnet.env';
 
+/** How long a start that is undone waits for the store to say whether there is a lease to give back. */
+const ACQUIRE_GRACE_MS = 2_000;
+
 /** Faults of a store that are the operator's to mend: waiting would not help. */
 const LASTING_ERRNOS = new Set(['ENOTDIR', 'EACCES', 'EPERM', 'EROFS']);
 
@@ -128,8 +131,17 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
     });
     const owner = options.owner ?? (await hostIdentity(backend.attributes.publicIp));
+    // A call that is under way when the start is called off may still end with a lease in the store.
+    let acquiring: Promise<Lease> | undefined;
+    undo.push(async () => {
+      const lease = await within(acquiring, ACQUIRE_GRACE_MS, clock);
+      // A subnet that was ours before this start stays ours: pods may live in it.
+      if (lease !== undefined && !isPrevious(lease, previous)) await store.release(lease);
+    });
     const keeper = new LeaseKeeper({
-      store,
+      store: observedStore(store, (call) => {
+        acquiring = call;
+      }),
       attributes: backend.attributes,
       previous,
       ownAddresses: backend.ownAddresses,
@@ -142,8 +154,6 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
     });
     undo.push(() => keeper.close());
     const lease = await keeper.start(signal);
-    // A subnet that was ours before this start stays ours: pods may live in it.
-    if (!isPrevious(lease, previous)) undo.push(() => keeper.release());
     throwIfAborted(signal, 'joining the overlay');
     await overlay.begin(keeper, network, lease);
     return overlay;
@@ -181,6 +191,34 @@ async function readNetwork(
       told = messageOf(error);
       await pause(clock, backoff.nextMs(), signal);
     }
+  }
+}
+
+/** The same store, with every acquire shown to `onAcquire`. */
+function observedStore(store: LeaseStore, onAcquire: (call: Promise<Lease>) => void): LeaseStore {
+  const acquire: LeaseStore['acquire'] = (request, signal) => {
+    const call = store.acquire(request, signal);
+    onAcquire(call);
+    return call;
+  };
+  return new Proxy(store, {
+    get(target, property) {
+      if (property === 'acquire') return acquire;
+      const value: unknown = Reflect.get(target, property, target);
+      return typeof value === 'function' ? (value.bind(target) as unknown) : value;
+    },
+  });
+}
+
+/** The result of a call if there is one in time. */
+async function within<T>(call: Promise<T> | undefined, limitMs: number, clock: Clock): Promise<T | undefined> {
+  if (call === undefined) return undefined;
+  const limit = new AbortController();
+  try {
+    const late = pause(clock, limitMs, limit.signal).then(() => undefined);
+    return await Promise.race([call.catch(() => undefined), late]);
+  } finally {
+    limit.abort();
   }
 }
 

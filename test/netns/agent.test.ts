@@ -329,6 +329,79 @@ describe.skipIf(lacking)('podwire agent on two hosts', () => {
     expect((await status(a)).pid).toBe(first.pid);
   });
 
+  test('SIGTERM while it starts is a clean stop: exit 0, and nothing is left', async () => {
+    for (const moment of [/podwire agent starts/, /underlay chosen/, /data plane open/, /lease acquired/]) {
+      const agent = start(a);
+      await agent.output(moment, { from: 'stderr' });
+      const finished = await agent.stop();
+      expect([String(moment), finished.code, errorsOf(finished)]).toEqual([String(moment), 0, []]);
+      expect(await links(a)).toEqual(['eth0', 'lo']);
+      // The signal may come when the start is over: then the lease and the file stay, as after any stop.
+      if (!/"msg":"ready"/.test(finished.stderr)) {
+        expect([await leases(), await readdir(a.run)], finished.stderr).toEqual([[], []]);
+      }
+      await rm(join(a.run, 'subnet.env'), { force: true });
+      await rm(join(store, 'subnets'), { recursive: true, force: true });
+    }
+  });
+
+  test('SIGHUP changes nothing', async () => {
+    const agent = start(a);
+    await ready(agent);
+    agent.child.kill('SIGHUP');
+    await agent.output(/SIGHUP/, { from: 'stderr' });
+    expect((await status(a)).pid).toBe(agent.pid);
+    expect((await agent.stop()).code).toBe(0);
+  });
+
+  test('a device that somebody deletes ends the agent: one line, exit 1', async () => {
+    const agent = start(a);
+    await ready(agent);
+    await a.ns.ip('link', 'del', 'flannel0');
+    const finished = await agent.finished;
+    expect(finished.code).toBe(1);
+    expect(errorsOf(finished)).toEqual([expect.stringMatching(/flannel0/)]);
+    expect(await readdir(a.run)).toEqual(['subnet.env']);
+  });
+
+  test('dual stack: both families are routed, announced and carried', async () => {
+    await writeFile(
+      join(store, 'config'),
+      '{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{"Type":"udp"}}',
+    );
+    for (const host of [a, b]) {
+      const last = host.underlay.split('.').at(-1) ?? '';
+      await host.ns.ip('address', 'replace', `fd77::${last}/64`, 'dev', 'eth0', 'nodad');
+    }
+    await Promise.all([start(a), start(b)].map(ready));
+    const env = await subnetEnv(b);
+    const base6 = /FLANNEL_IPV6_NETWORK=fd42::\/48\nFLANNEL_IPV6_SUBNET=(fd42:.*::)1\/64\nFLANNEL_MTU=1472\n/.exec(
+      env,
+    )?.[1];
+    expect(base6).toBeDefined();
+    await connected();
+    await until(async () => (await a.ns.run('ping', ['-6', '-c', '1', '-W', '1', '-n', base6 ?? ''])).code === 0, {
+      what: 'ping over IPv6',
+    });
+    expect(await a.ns.ip('-N', '-6', 'route', 'show')).toMatch(/^fd42::\/48 dev flannel0 proto 111 /m);
+    const device = await a.ns.ip('-6', 'address', 'show', 'dev', 'flannel0');
+    expect(device).toMatch(/inet6 fd42:.*\/128 scope global/);
+    expect(device).not.toContain('fe80:');
+    const [lease] = (await status(a)).leases;
+    expect(lease).toMatchObject({ subnet6: expect.stringMatching(/^fd42:.*\/64$/) as string, state: 'routed' });
+  });
+
+  test('the data plane is told the MTU that a route is configured with', async () => {
+    await a.ns.ip('route', 'add', `${b.underlay}/32`, 'dev', 'eth0', 'mtu', '1300');
+    try {
+      await Promise.all([start(a), start(b)].map(ready));
+      await until(async () => (await status(a)).dataplane.peers[0]?.pathMtu === 1300, { what: 'a path MTU of 1300' });
+      expect((await status(b)).dataplane.peers[0]?.pathMtu).toBe(1500);
+    } finally {
+      await a.ns.ip('route', 'del', `${b.underlay}/32`);
+    }
+  });
+
   test('a stale route of ours is removed, a foreign one stays and is named', async () => {
     await a.ns.ip('route', 'add', '10.42.200.0/24', 'via', b.underlay, 'proto', '111');
     await a.ns.ip('route', 'add', '10.42.201.0/24', 'via', b.underlay);

@@ -248,6 +248,33 @@ describe('a start that fails leaves nothing', () => {
   });
 });
 
+describe('called off while the store is giving us a lease', () => {
+  /** Aborts when the lease is being written; the write itself cannot be called back. */
+  const callOff = async (): Promise<void> => {
+    const stop = new AbortController();
+    server = new MemoryStoreServer({
+      config: CONFIG,
+      fault: (operation) => {
+        if (operation === 'write') stop.abort();
+        return 'none';
+      },
+    });
+    await expect(attempt({ options: { signal: stop.signal } })).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(dataplane.events).toEqual(['open', 'close']);
+  };
+
+  test('a new one is given back', async () => {
+    await callOff();
+    expect(stored()).toEqual([]);
+  });
+
+  test('the one we had before is kept', async () => {
+    await writeFile(subnetFile, 'FLANNEL_SUBNET=10.42.77.1/24\n');
+    await callOff();
+    expect(stored()).toEqual(['10.42.77.0-24']);
+  });
+});
+
 describe('routes follow the leases', () => {
   test('there before, joining, changing, leaving; to PublicIP and our own port', async () => {
     server.put('10.42.200.0-24', peer('192.168.1.20'));
