@@ -185,7 +185,7 @@ export class Fib implements RouteTable {
       for (const [prefix, parsed] of changed) done.push(this.#put(prefix, parsed));
     } catch (error) {
       for (const change of done.reverse()) this.#undo(change);
-      this.#published();
+      if (done.length > 0) this.#published();
       throw error;
     }
     for (const change of done) this.#finish(change);
@@ -239,6 +239,7 @@ export class Fib implements RouteTable {
       }
     } catch (error) {
       for (const prefix of done.reverse()) this.#restore(prefix, before.get(prefix.toString())?.value);
+      if (done.length > 0) this.#published();
       throw error;
     }
     for (const prefix of obsolete) this.#restore(prefix, undefined);
