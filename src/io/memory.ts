@@ -276,7 +276,7 @@ export class MemoryPort implements PacketPort {
       this.#count('dropTooBig', 1);
       return;
     }
-    this.#count('fragmentsSent', fragments.length);
+    if (fragments.length > 1) this.#count('fragmentsSent', fragments.length);
     for (const one of fragments) this.#sendOne(nextHop, hash, one);
   }
 

@@ -167,12 +167,13 @@ export function segment(bytes: Uint8Array, kind: 'tcp' | 'udp', header: number, 
 }
 
 /**
- * An IPv4 packet as fragments of at most `mtu` bytes (RFC 791 3.2), or undefined when not even 8 bytes of data would
+ * An IPv4 packet as fragments of at most `mtu` bytes (RFC 791 3.2), or as it is when it fits; undefined when not even 8 bytes of data would
  * fit beside the header. A fragment may be cut again.
  * @param together bytes behind the IP header that must travel in one fragment
  */
 export function fragment(bytes: Uint8Array, mtu: number, together = 0): Uint8Array[] | undefined {
   const header = (bytes[0]! & 15) * 4;
+  if (bytes.length <= mtu) return [bytes];
   if (mtu < header + together + 8) return undefined;
   const field = viewOf(bytes).getUint16(6);
   const moreFollow = (field & 0x2000) !== 0;
