@@ -209,6 +209,10 @@ static inline void model_fragments(struct packets *out, const uint8_t *p, size_t
     packets_add(out, p, n, tag);
     return;
   }
+  if (n <= mtu) {
+    packets_add(out, p, n, tag);
+    return;
+  }
   const size_t blocks = (mtu - header) / 8;
   uint8_t *copy = malloc(n);
   CHECK(copy != NULL, "out of memory");

@@ -1,0 +1,275 @@
+/*
+ * Hostile bytes: random, and mutated from test/vectors/packets.txt. Every packet ends where its memory ends, so that
+ * the sanitizer sees a single byte read too far; what the functions answer is held against what must always be true.
+ */
+#include "joining.h"
+
+#define CORPUS "test/vectors/packets.txt"
+#define LONGEST 2048
+
+static struct packets corpus;
+
+static void read_corpus(void)
+{
+  static char line[2 * LONGEST + 256];
+  FILE *f = fopen(CORPUS, "r");
+  CHECK(f != NULL, "cannot read %s: run it in the checkout", CORPUS);
+  while (fgets(line, sizeof line, f)) {
+    uint8_t bytes[LONGEST];
+    size_t n = 0;
+    const char *hex = strchr(line, ' ');
+    unsigned byte;
+    if (line[0] == '#' || !hex)
+      continue;
+    for (hex++; n < sizeof bytes && sscanf(hex, "%2x", &byte) == 1; hex += 2)
+      bytes[n++] = (uint8_t)byte;
+    packets_add(&corpus, bytes, n, 0);
+  }
+  fclose(f);
+  CHECK(corpus.count >= 30, "only %zu packets in %s", corpus.count, CORPUS);
+}
+
+static const uint8_t interesting[] = {0x00, 0x01, 0x04, 0x06, 0x11, 0x14, 0x2c, 0x3c, 0x40, 0x45, 0x4f, 0x60, 0x7f, 0x80, 0xff};
+
+/* A packet to try, in a block of exactly its size. */
+static uint8_t *mutant(size_t *length)
+{
+  static uint8_t bytes[LONGEST];
+  size_t n;
+  if (once_in(10)) { /* random, with a plausible beginning */
+    n = once_in(2) ? below(80) : below(LONGEST);
+    random_bytes(bytes, n);
+    if (n && !once_in(4))
+      bytes[0] = (uint8_t)(once_in(2) ? 0x40 | below(16) : 0x60 | below(16));
+  } else if (once_in(4)) { /* right in everything, to begin with */
+    const struct shape s = random_shape(LONGEST);
+    n = random_packet(bytes, &s);
+  } else {
+    const struct packet *seed = &corpus.item[below((unsigned)corpus.count)];
+    n = seed->length;
+    memcpy(bytes, seed->data, n);
+  }
+  for (unsigned i = below(5); i > 0 && n; i--) {
+    const unsigned at = once_in(2) && n > 60 ? below(60) : below((unsigned)n);
+    if (once_in(3))
+      bytes[at] ^= (uint8_t)(1u << below(8));
+    else
+      bytes[at] = interesting[below(sizeof interesting)];
+  }
+  if (once_in(4) && n) /* cut */
+    n = below((unsigned)n + 1);
+  if (once_in(8)) { /* longer than it says */
+    const size_t more = between(1, 64);
+    if (n + more <= LONGEST) {
+      random_bytes(bytes + n, more);
+      n += more;
+    }
+  }
+  if (n >= 20 && !once_in(3) && bytes[0] >> 4 == 4) /* a length that fits, so that the next check is reached */
+    put16(bytes + 2, (unsigned)n);
+  uint8_t *exact = malloc(n ? n : 1);
+  CHECK(exact != NULL, "out of memory");
+  memcpy(exact, bytes, n);
+  *length = n;
+  return exact;
+}
+
+static void parsing(void)
+{
+  unsigned accepted = 0;
+  for (unsigned i = 0; i < 60000 * test_factor; i++) {
+    size_t n;
+    uint8_t *p = mutant(&n);
+    struct pw_ip ip;
+    in_case("pw_parse_ip %u, %zu bytes", i, n);
+    if (pw_parse_ip(p, n, &ip) == 0) {
+      accepted++;
+      CHECK(ip.family == p[0] >> 4, "family %u", ip.family);
+      CHECK(ip.length <= n && ip.l4 <= ip.length && ip.l4 >= (ip.family == 4 ? 20 : 40), "length %u, L4 at %u",
+            ip.length, ip.l4);
+      EQUAL(ip.length, ip.family == 4 ? get16(p + 2) : 40 + get16(p + 4));
+      EQUAL(ip.options, ip.l4 != (ip.family == 4 ? 20 : 40));
+      CHECK(pw_flow_hash(p, n, &ip) >> 31 == 0, "hash has more than 31 bits");
+      (void)pw_pseudo_sum(p, &ip);
+    }
+    free(p);
+  }
+  in_case("pw_parse_ip");
+  CHECK(accepted > 5000, "only %u packets were accepted: the mutations are too wild to test anything", accepted);
+}
+
+static struct pw_virtio_header hostile_header(const uint8_t *p, size_t n)
+{
+  static const uint8_t types[] = {PW_GSO_NONE, PW_GSO_TCPV4, PW_GSO_TCPV6, PW_GSO_UDP_L4, 3, 0x81, 0x84, 0x80, 0x7f};
+  struct pw_virtio_header h;
+  random_bytes((uint8_t *)&h, sizeof h);
+  if (once_in(10))
+    return h;
+  h.flags = (uint8_t)below(4);
+  h.gso_type = types[below(sizeof types)];
+  h.gso_size = (uint16_t)(once_in(10) ? 0 : spread(65535));
+  h.csum_start = (uint16_t)(once_in(2) ? 20 : below((unsigned)n + 2));
+  h.csum_offset = (uint16_t)(once_in(3) ? below((unsigned)n + 2) : once_in(2) ? 6 : 16);
+  if (n && once_in(2)) { /* what the kernel would say */
+    const bool tcp = n > 9 && (p[0] >> 4 == 4 ? p[9] : p[6]) == TCP;
+    h.gso_type = !tcp ? PW_GSO_UDP_L4 : p[0] >> 4 == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;
+  }
+  return h;
+}
+
+/* Whatever the row and TypeScript's words in it say, only what was received is sent. */
+static void accepting_and_sending(void)
+{
+  struct memory memory;
+  struct pw_config c = new_config(&memory);
+  c.send_count = 3;
+  struct pw_engine *e = new_engine(&c);
+  unsigned superpackets = 0;
+  for (unsigned i = 0; i < 60000 * test_factor; i++) {
+    size_t n;
+    uint8_t *p = mutant(&n);
+    const struct pw_virtio_header h = hostile_header(p, n);
+    int32_t *r = pw_egress_row(e, 0);
+    in_case("pw_tun_accept %u, %zu bytes, type %u, size %u, start %u, offset %u", i, n, h.gso_type, h.gso_size,
+            h.csum_start, h.csum_offset);
+    e->c.tun_arena = p;
+    e->c.tun_bytes = n;
+    const int result = pw_tun_accept(e, 0, 0, n, once_in(10) ? NULL : &h);
+    EQUAL(!!(r[PW_E_FLAGS] & PW_EF_BAD), result != 0);
+    CHECK(r[PW_E_LENGTH] <= (int)n && (result || r[PW_E_LENGTH] >= 20), "length %d", r[PW_E_LENGTH]);
+    CHECK(r[PW_E_SEGMENTS] >= 1, "%d segments", r[PW_E_SEGMENTS]);
+    if (r[PW_E_GSO]) {
+      superpackets++;
+      CHECK(r[PW_E_HEADER] >= 28 && r[PW_E_HEADER] < (int)n, "header of %d bytes", r[PW_E_HEADER]);
+      EQUAL(r[PW_E_SEGMENTS], ((int)n - r[PW_E_HEADER] + r[PW_E_GSO] - 1) / r[PW_E_GSO]);
+    }
+    const int32_t segments = r[PW_E_SEGMENTS];
+    r[PW_E_VERDICT] = once_in(4) ? (int32_t)random_word() : (int32_t)below(NEXTHOPS + 2);
+    if (once_in(3)) {
+      r[PW_E_VERDICT] |= PW_V_FRAGMENT;
+      r[PW_E_SEGMENTS] = once_in(4) ? (int32_t)random_word() : (int32_t)between(20, 1500);
+    }
+    const bool plain = !(r[PW_E_VERDICT] & PW_V_FRAGMENT);
+    const uint32_t row = (uint32_t)r[PW_E_VERDICT] & PW_V_ROW_MASK;
+    forget_counters(e);
+    pw_segment_row(e, 0);
+    pw_lanes_flush(e);
+    if (row < 3 || row >= NEXTHOPS || result || n < 20)
+      EQUAL(wire.datagrams.count, 0);
+    else if (plain)
+      EQUAL(wire.datagrams.count, segments);
+    EQUAL(counted(e, PW_C_egressPackets), wire.datagrams.count);
+    for (size_t k = 0; k < wire.datagrams.count; k++)
+      CHECK(wire.datagrams.item[k].length <= n + 60, "a datagram of %zu bytes", wire.datagrams.item[k].length);
+    forget_wire();
+    free(p);
+  }
+  in_case("pw_tun_accept");
+  CHECK(superpackets > 1000, "only %u superpackets were accepted", superpackets);
+  e->c.tun_arena = memory.tun;
+  free_engine(e, &memory);
+}
+
+/* A message that a sender could have sent, nearly: what would be joined, with a few bytes changed. Returns its bytes. */
+static size_t spoiled_stream(uint8_t *bytes, size_t *one)
+{
+  struct stream s = start_stream(once_in(2) ? 4 : 6, once_in(2) ? TCP : UDP, 0);
+  const size_t payload = spread(200);
+  for (unsigned k = between(2, 16); k > 0; k--)
+    next(&s, payload, once_in(10) ? PUSH : 0);
+  const size_t n = message_bytes;
+  memcpy(bytes, message, n);
+  *one = in[0].length;
+  message_bytes = 0;
+  for (; in_count; in_count--)
+    free(in[in_count - 1].data);
+  for (unsigned k = below(4); k > 0; k--)
+    bytes[below((unsigned)n)] = once_in(2) ? (uint8_t)random_word() : interesting[below(sizeof interesting)];
+  return n;
+}
+
+/* Mutants, mostly repeated. */
+static size_t mutants(uint8_t *bytes, size_t *one)
+{
+  size_t n = 0;
+  uint8_t *p = mutant(one);
+  for (unsigned k = between(1, 16); k > 0; k--) {
+    if (once_in(6)) {
+      free(p);
+      p = mutant(one);
+    }
+    memcpy(bytes + n, p, *one);
+    n += *one;
+  }
+  free(p);
+  return n;
+}
+
+/* One received message, cut at any UDP_GRO size, with every kind of verdict. */
+static void coalescing(void)
+{
+  unsigned joined = 0;
+  for (unsigned i = 0; i < 20000 * test_factor; i++) {
+    size_t one;
+    uint8_t *bytes = malloc(16 * LONGEST);
+    CHECK(bytes != NULL, "out of memory");
+    const size_t n = once_in(2) ? spoiled_stream(bytes, &one) : mutants(bytes, &one);
+    bytes = realloc(bytes, n ? n : 1);
+    CHECK(bytes != NULL, "out of memory");
+    engine->c.udp_arena = bytes;
+    int32_t *m = pw_message_row(engine, 0);
+    m[PW_M_LENGTH] = (int32_t)n;
+    m[PW_M_GRO] = once_in(8) ? 0 : once_in(8) ? (int32_t)between(1, 300) : (int32_t)one;
+    engine->receive[0].msg_hdr.msg_flags = once_in(10) ? MSG_TRUNC : 0;
+    engine->messages = 1;
+    engine->parse_message = engine->parse_offset = 0;
+    in_case("pw_coalesce %u: %zu bytes in pieces of %d", i, n, m[PW_M_GRO]);
+    forget_counters(engine);
+    double delivered = 0;
+    do {
+      const int rows = pw_coalesce(engine);
+      for (int k = 0; k < rows; k++) {
+        int32_t *r = pw_ingress_row(engine, (unsigned)k);
+        CHECK(r[PW_I_OFFSET] >= 0 && r[PW_I_LENGTH] >= 20 && (size_t)(r[PW_I_OFFSET] + r[PW_I_LENGTH]) <= n,
+              "row of %d bytes at %d", r[PW_I_LENGTH], r[PW_I_OFFSET]);
+        r[PW_I_VERDICT] = once_in(3) ? (int32_t)random_word() : 1;
+        delivered += r[PW_I_VERDICT] > 0 ? r[PW_I_SEGMENTS] : 0;
+      }
+      pw_ingress_write(engine);
+    } while (engine->parse_message < engine->messages);
+    EQUAL(counted(engine, PW_C_ingressPackets), delivered);
+    for (size_t w = 0; w < wire.tun.count; w++) {
+      const struct packet *t = &wire.tun.item[w];
+      struct pw_virtio_header h;
+      struct packets cut = {0};
+      memcpy(&h, t->data, sizeof h);
+      if (h.gso_type) {
+        cut_superpacket(&h, t->data + sizeof h, t->length - sizeof h, &cut);
+        joined++;
+      }
+      packets_free(&cut);
+    }
+    forget_wire();
+    free(bytes);
+  }
+  in_case("pw_coalesce");
+  CHECK(joined > 3000, "only %u superpackets were made", joined);
+  engine->c.udp_arena = memory.udp;
+}
+
+int main(void)
+{
+  start_test("fuzz");
+  pw_checksum_init(NULL);
+  read_corpus();
+  parsing();
+  accepting_and_sending();
+  config = new_config(&memory);
+  engine = new_engine(&config);
+  coalescing();
+  free_engine(engine, &memory);
+  packets_free(&corpus);
+  packets_free(&wire.datagrams);
+  packets_free(&wire.tun);
+  return 0;
+}
