@@ -41,6 +41,7 @@ async function oneRun(bed, { size, rate, seconds, pace }) {
 export async function measurePps(bed, size, { floodSeconds, probeSeconds, maxProbes, pace }) {
   const flood = await oneRun(bed, { size, rate: 0, seconds: floodSeconds, pace });
   const search = await searchRate((rate) => oneRun(bed, { size, rate, seconds: probeSeconds, pace }), {
+    flood,
     start: Math.max(flood.delivered, 1000),
     maxProbes,
   });
