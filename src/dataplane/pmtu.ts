@@ -33,7 +33,10 @@ export interface PathMtuClock {
 export interface PathMtuTableOptions {
   /** Bytes of outer packet that the underlay carries at most; the path MTU of a next hop nobody knows more about. */
   readonly underlayMtu: number;
-  /** Called when the path MTU to an address changed, in bytes of outer packet; at first it is `underlayMtu`. */
+  /**
+   * Called when the path MTU to an address changed, in bytes of outer packet; at first it is `underlayMtu`. Also called
+   * from `watch` when that was given a value, to say what is used.
+   */
   readonly onChange: (address: Address, mtu: number) => void;
   /** The MTU configured (not learnt) for the way to an address; may reject or know nothing. */
   readonly configuredMtu?: ((address: Address) => Promise<number | undefined>) | undefined;
@@ -154,23 +157,29 @@ export class PathMtuTable {
     if (this.#closed) return;
     const key = address.toString();
     const given = mtu === undefined ? undefined : this.#plausible(address, mtu);
-    const existing = this.#paths.get(key);
-    if (existing) {
-      if (existing.given === given) return;
-      existing.given = given;
-      existing.state = given === undefined ? 'unprobed' : 'given';
-      existing.ready = false;
-      this.#refresh(existing);
-      return;
+    const known = this.#paths.get(key);
+    const path = known ?? this.#add(key, address);
+    const before = path.mtu;
+    if (known === undefined || path.given !== given) {
+      path.given = given;
+      path.state = given === undefined ? 'unprobed' : 'given';
+      path.ready = false;
+      if (given !== undefined) this.#setCeiling(path, Math.min(given, this.#options.underlayMtu));
+      this.#refresh(path);
     }
+    // Whoever was given a value may have taken it as it is: here is what really counts.
+    if (mtu !== undefined && path.mtu === before) this.#options.onChange(address, before);
+  }
+
+  #add(key: string, address: Address): Path {
     const { underlayMtu } = this.#options;
     const path: Path = {
       address,
       floor: MTU_FLOOR[address.family],
-      given,
+      given: undefined,
       ceiling: underlayMtu,
       mtu: underlayMtu,
-      state: given === undefined ? 'unprobed' : 'given',
+      state: 'unprobed',
       hint: 0,
       rttMs: 0,
       silentRounds: 0,
@@ -185,12 +194,9 @@ export class PathMtuTable {
     };
     this.#paths.set(key, path);
     if (!this.#started) this.#start();
-    if (given !== undefined) this.#setCeiling(path, Math.min(given, underlayMtu));
     const remembered = this.#results.get(key);
-    if (given === undefined && remembered !== undefined && remembered < path.ceiling) {
-      this.#set(path, remembered, 'remembered');
-    }
-    this.#refresh(path);
+    if (remembered !== undefined && remembered < path.ceiling) this.#set(path, remembered, 'remembered');
+    return path;
   }
 
   /** Stops looking after an address. `onChange` is not called for it any more. */
@@ -335,13 +341,14 @@ export class PathMtuTable {
     return undefined;
   }
 
+  /** Whether the limit is another one than before. What probes found below it stays until they find something else. */
   #setCeiling(path: Path, ceiling: number): boolean {
-    if (ceiling === path.ceiling) return false;
+    const changed = ceiling !== path.ceiling;
     const learnt = path.mtu < path.ceiling && path.given === undefined;
     path.ceiling = ceiling;
-    if (path.mtu > ceiling || !learnt) this.#set(path, ceiling, 'configured');
-    else path.raiseAt = 0;
-    return true;
+    if (!learnt || path.mtu > ceiling) this.#set(path, ceiling, 'configured');
+    else if (changed) path.raiseAt = 0;
+    return changed;
   }
 
   #set(path: Path, mtu: number, why: 'configured' | 'remembered' | 'probed'): void {

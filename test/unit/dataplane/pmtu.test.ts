@@ -570,6 +570,28 @@ describe('MTUs given for a next hop', () => {
     expect(world.changes).toEqual(['192.0.2.2 1300', '192.0.2.2 1350', '192.0.2.2 1500', '192.0.2.2 1400']);
   });
 
+  it('win over what probes found, and over a limit they exceed they do not', async () => {
+    const world = new World({ configuredMtu: () => Promise.resolve(1450) });
+    world.network.road(PEER, { mtu: 1400 });
+    world.table.watch(PEER);
+    await world.clock.run(MINUTE);
+    world.table.watch(PEER, 1450);
+    expect(world.changes).toEqual(['192.0.2.2 1450', '192.0.2.2 1400', '192.0.2.2 1450']);
+    world.table.watch(PEER, 9000);
+    await world.clock.run(SECOND);
+    expect(world.mtu()).toBe(1450);
+    expect(world.changes.at(-1)).toBe('192.0.2.2 1450');
+  });
+
+  it('cost no look-up when they are given again, and are said back', async () => {
+    let asked = 0;
+    const world = new World({ configuredMtu: () => Promise.resolve((asked++, undefined)) });
+    for (let i = 0; i < 5; i++) world.table.watch(PEER, 1450);
+    await world.clock.run(SECOND);
+    expect(asked).toBe(1);
+    expect(world.changes).toEqual(Array(5).fill('192.0.2.2 1450'));
+  });
+
   it('that say nothing new are probed once they are taken back', async () => {
     const world = new World();
     world.network.road(PEER);
@@ -584,7 +606,8 @@ describe('MTUs given for a next hop', () => {
     world.network.road(PEER);
     world.table.watch(PEER, 8);
     await world.clock.run(SECOND);
-    expect(world.changes).toEqual([]);
+    // Said back to whoever gave the value, who may have taken it as it was.
+    expect(world.changes).toEqual(['192.0.2.2 1500']);
     expect(world.table.get(PEER)?.state).toBe('confirmed');
     expect(world.table.stats().absurd).toBe(1);
   });
