@@ -121,7 +121,7 @@ async function leave(lab: Lab, guest: LabHost): Promise<Finding> {
 function judgeTraffic(sampler: Sampler): Finding {
   const { longestStallMs, bytes, error } = sampler.stream;
   const { sent, lost } = sampler.pings;
-  const pause = longestStallMs === 0 ? 'no pause' : `longest pause ${longestStallMs.toFixed(0)} ms`;
+  const pause = longestStallMs < 1 ? 'no pause' : `longest pause ${longestStallMs.toFixed(0)} ms`;
   const detail = `${(bytes / 1e9).toFixed(2)} GB over one TCP stream, ${pause}, ${String(lost)} of ${String(sent)} pings lost`;
   if (error !== undefined) return { ok: false, detail: `${detail}; the stream broke: ${error}` };
   return { ok: bytes > 0 && longestStallMs <= STALL_MS && lost <= sent * PING_LOSS, detail };
