@@ -1,5 +1,6 @@
 /** The port contract, part two: superpackets, checksums left to the device, runs, padding and fragments. */
 import { deepEqual, equal, ok } from 'node:assert/strict';
+import { checksum } from '../net/checksum.js';
 import type { Family } from '../net/prefix.js';
 import {
   arrived,
@@ -84,6 +85,8 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
       trains.push(udpTrain(family, Array<number>(40).fill(full), { sourcePort: 2001, id: 0xfff0 }));
       trains.push(udpTrain(family, [...Array<number>(63).fill(ODD[family]), 9], { sourcePort: 2002 }));
       trains.push(udpTrain(family, Array<number>(30).fill(2), { sourcePort: 2003, dontFragment: true }));
+      const zeroSum = zeroSumDatagram(family);
+      trains.push([zeroSum, zeroSum, zeroSum].map((one, i) => withId(one, i)));
     }
     await superpacketsPass(link, trains);
   },
@@ -95,12 +98,7 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
       for (const kind of ['udp', 'tcp'] as const) {
         for (const size of [0, 1, 2, 9, 700, 1001]) packets.push(between(family, { kind, payload: noise(size, size) }));
       }
-      // A last word that makes the sum zero, which UDP sends as ones. (For TCP even Linux does not agree with itself.)
-      const almost = between(family, { kind: 'udp', payload: Uint8Array.of(1, 2, 3, 4, 0, 0) });
-      const field = family === 4 ? 26 : 46;
-      const last = [almost[field]!, almost[field + 1]!];
-      packets.push(between(family, { kind: 'udp', payload: Uint8Array.of(1, 2, 3, 4, ...last) }));
-      equal(packets.at(-1)![field], 0xff);
+      packets.push(zeroSumDatagram(family)); // for TCP not even Linux agrees with itself
     }
     for (const whole of packets) {
       const { packet: partial, offload } = withPartialChecksum(whole);
@@ -144,19 +142,23 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
   'fragments a fragment again': async (link, outer) => {
     const mtu = 700 - (1500 - INNER_MTU[outer]);
     connect(link, { mtu: 700 });
-    const data = noise(1600, 3);
-    const cut = between(4, { fragment: 0x2000 | 25, payload: data, id: 9 });
-    link.ends[0].inject(cut);
-    await arrived(link, Math.ceil(1600 / (Math.floor((mtu - 20) / 8) * 8)));
-    const got = link.ends[1].take();
-    const offsets = got.map((one) => (((one[6]! & 0x1f) << 8) | one[7]!) * 8);
-    equal(offsets[0], 200);
-    ok(
-      got.every((one) => (one[6]! & 0x20) !== 0),
-      'more fragments follow all of them',
-    );
-    for (const [i, one] of got.slice(0, -1).entries()) equal(offsets[i + 1], offsets[i]! + one.length - 20);
-    deepEqual(hex([Uint8Array.from(got.flatMap((one) => [...one.subarray(20)]))]), hex([data]));
+    const room = Math.floor((mtu - 20) / 8) * 8;
+    for (const [i, unit] of [25, 0x1234].entries()) {
+      const data = noise(1600, unit);
+      link.ends[0].inject(between(4, { fragment: 0x2000 | unit, payload: data, id: 9 }));
+      await arrived(link, (i + 1) * Math.ceil(1600 / room));
+      const got = link.ends[1].take();
+      ok(
+        got.every((one) => (one[6]! & 0x20) !== 0),
+        'more fragments follow all of them',
+      );
+      const offsets = got.map((one) => (((one[6]! & 0x1f) << 8) | one[7]!) * 8);
+      deepEqual(
+        offsets,
+        offsets.map((_, k) => unit * 8 + k * room),
+      );
+      deepEqual(hex([Uint8Array.from(got.flatMap((one) => [...one.subarray(20)]))]), hex([data]));
+    }
   },
 
   'repeats only copied options in later fragments': async (link) => {
@@ -187,6 +189,27 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
     counts(link.ends[0], { fragmentsSent: 4, egressPackets: 5 }); // the last segment fits and stays whole
   },
 };
+
+/** A datagram whose last word makes the sum zero, which UDP sends as ones (RFC 768). */
+function zeroSumDatagram(family: Family): Uint8Array {
+  const field = family === 4 ? 26 : 46;
+  const almost = between(family, { kind: 'udp', payload: Uint8Array.of(1, 2, 3, 4, 0, 0) });
+  const word = [almost[field]!, almost[field + 1]!];
+  const datagram = between(family, { kind: 'udp', payload: Uint8Array.of(1, 2, 3, 4, ...word) });
+  deepEqual([...datagram.subarray(field, field + 2)], [0xff, 0xff]);
+  return datagram;
+}
+
+/** The same packet with another IPv4 id, below 256. */
+function withId(whole: Uint8Array, id: number): Uint8Array {
+  const copy = Uint8Array.from(whole);
+  if (copy[0]! >>> 4 === 6) return copy;
+  copy.set([0, id], 4);
+  copy.set([0, 0], 10);
+  const right = checksum(copy, 0, 20);
+  copy.set([right >> 8, right & 0xff], 10);
+  return copy;
+}
 
 async function superpacketsPass(link: PortLink, trains: readonly (readonly Uint8Array[])[]): Promise<void> {
   let total = 0;
@@ -252,6 +275,7 @@ function awkwardTrains(family: Family): Record<string, Uint8Array[]> {
     'growing sizes': tcpTrain(family, [100, 101, 102]),
     'a short one in the middle': tcpTrain(family, [100, 60, 100]),
     'no payload': tcpTrain(family, [0, 0, 100, 100, 0]),
+    'an empty one between two that would join': tcpTrain(family, [100, 0, 100]),
     'UDP without checksum': datagrams(() => (family === 4 ? { checksum: 0 } : {})),
     'UDP with a wrong checksum': datagrams((i) => (i === 1 ? { checksum: 0x4321 } : {})),
     'UDP of growing sizes': udpTrain(family, [50, 60, 70]),
