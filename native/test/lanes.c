@@ -138,7 +138,7 @@ static void sharing(void)
 
 static void random_streams(void)
 {
-  for (unsigned round = 0; round < 300 * test_factor; round++) {
+  for (unsigned round = 0; round < 150 * test_factor; round++) {
     static const unsigned most[] = {0, 1, 2, 64, 127};
     const unsigned count = between(1, 1500), mode = below(3);
     config.send_count = between(1, 4);
