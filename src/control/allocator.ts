@@ -63,10 +63,16 @@ export function allocate(input: AllocationInput): Allocation {
     lease?.attributes.publicIp.equals(request.attributes.publicIp) ? [lease] : [],
   );
 
-  // Byte order of the key decides between several, as in flannel.
-  ours.sort((a, b) => compareBytes(leaseKey(a), leaseKey(b)));
+  const { previous } = request;
+  const isPrevious = (entry: LeaseSubnets): boolean =>
+    previous?.subnet !== undefined && sameSubnets(entry, { ...previous, subnet: previous.subnet });
+  // Of several, the one we had last; else byte order of the key decides, as in flannel.
+  ours.sort((a, b) => Number(isPrevious(b)) - Number(isPrevious(a)) || compareBytes(leaseKey(a), leaseKey(b)));
   const own = ours.find(
-    (entry) => fits(entry, config) && !(entry.expired && live.some((other) => overlap(other, entry))),
+    (entry) =>
+      fits(entry, config) &&
+      !(entry.expired && live.some((other) => overlap(other, entry))) &&
+      !(request.isServing && !isPrevious(entry) && isFree(previous, live, config)),
   );
   const discard = ours.flatMap(({ lease }) => (lease?.expiresAt && !fits(lease, config) ? [lease] : []));
   if (own?.lease) {
@@ -74,7 +80,7 @@ export function allocate(input: AllocationInput): Allocation {
   }
 
   const expired = theirs.flatMap(({ lease, expired: over }) => (lease && over ? [lease] : []));
-  const wanted = [request.previous?.subnet, request.previous?.subnet6, ...ours.flatMap(subnetsOf)];
+  const wanted = [previous?.subnet, previous?.subnet6, ...ours.flatMap(subnetsOf)];
   const pools = [ipv4Pool(config), ipv6Pool(config)].filter((pool) => pool !== undefined);
   const chosen = pools.map((pool) => chooseFrom(pool, { wanted, live, expired, random: input.random }));
   const [first, second] = chosen;
@@ -90,6 +96,13 @@ export function fits(subnets: LeaseSubnets, config: NetworkConfig): boolean {
   const pools = [ipv4Pool(config), ipv6Pool(config)].filter((pool) => pool !== undefined);
   const parts = subnetsOf(subnets);
   return parts.length === pools.length && pools.every((pool, i) => inPool(parts[i], pool));
+}
+
+/** Whether all of `previous` can be had. */
+function isFree(previous: AcquireRequest['previous'], live: readonly HeldSubnets[], config: NetworkConfig): boolean {
+  if (!previous?.subnet) return false;
+  const wanted = { ...previous, subnet: previous.subnet };
+  return fits(wanted, config) && !live.some((other) => overlap(other, wanted));
 }
 
 function isOurs(lease: Lease, expired: boolean, request: AcquireRequest): boolean {

@@ -221,12 +221,14 @@ export class LeaseKeeper implements AsyncDisposable {
   async #acquire(
     previous: AcquireRequest['previous'],
     signal: AbortSignal,
+    isServing = false,
   ): Promise<{ lease: Lease; config: NetworkConfig }> {
     const { owner, ttlMs } = this.#options;
     const config = await untilAborted(this.#store.network(signal), signal);
     const attributes = this.#attributes;
     const request: AcquireRequest = {
       attributes,
+      isServing,
       ...(previous && { previous }),
       ...(owner !== undefined && { owner }),
       ...(ttlMs !== undefined && { ttlMs }),
@@ -284,7 +286,7 @@ export class LeaseKeeper implements AsyncDisposable {
   async #reacquire(signal: AbortSignal): Promise<void> {
     const before = this.#lease!;
     const { subnet, subnet6 } = before;
-    const { lease, config } = await this.#acquire({ subnet, ...(subnet6 && { subnet6 }) }, signal);
+    const { lease, config } = await this.#acquire({ subnet, ...(subnet6 && { subnet6 }) }, signal, true);
     const { listener } = this.#options;
     this.#tell(() => {
       if (sameSubnets(before, lease)) listener?.ownRestored?.(lease);

@@ -50,6 +50,8 @@ export interface AcquireRequest {
   readonly attributes: LeaseAttributes;
   /** What this host had before, from `subnet.env`. */
   readonly previous?: { readonly subnet?: Prefix; readonly subnet6?: Prefix };
+  /** Pods live in `previous` at this moment, so it goes before any other lease of ours (which flannel takes first). */
+  readonly isServing?: boolean;
   /**
    * Names this agent and no other, the same across its restarts. A lease with this owner is ours even when our
    * PublicIP has changed, one with another owner is not ours even when it has our PublicIP; so it must not be

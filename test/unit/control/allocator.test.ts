@@ -38,6 +38,18 @@ describe('our own lease', () => {
     expect(leaseKey(plan.own!)).toBe('10.42.10.0-24');
   });
 
+  it('is the one we had last, and before all others the subnet that pods live in', () => {
+    const entries = [held('10.42.10.0/24', '1.1.1.1'), held('10.42.9.0/24', '1.1.1.1')];
+    const previous = (subnet: string) => ({ previous: { subnet: Prefix.parse(subnet) } });
+    expect(leaseKey(run(wide, entries, request('1.1.1.1', previous('10.42.9.0/24'))).own!)).toBe('10.42.9.0-24');
+    const lost = request('1.1.1.1', previous('10.42.77.0/24'));
+    expect(leaseKey(run(wide, entries, lost).own!)).toBe('10.42.10.0-24');
+    const served = run(wide, entries, { ...lost, isServing: true });
+    expect([served.from, leaseKey(served.subnets)]).toEqual(['previous', '10.42.77.0-24']);
+    const stolen = [...entries, held('10.42.77.0/24', '2.2.2.2')];
+    expect(leaseKey(run(wide, stolen, { ...lost, isServing: true }).own!)).toBe('10.42.10.0-24');
+  });
+
   it('that does not fit is discarded for one that does, and reservations are left alone', () => {
     const plan = run(wide, [held('10.99.1.0/24', '1.1.1.1'), reserved('10.98.1.0/24', '1.1.1.1')], request('1.1.1.1'));
     expect(plan.from).toBe('free');
