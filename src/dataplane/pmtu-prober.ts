@@ -127,6 +127,11 @@ export class RawSocketProber implements PathMtuProber {
     this.#onReport = onReport;
   }
 
+  /** Requests whose fate is not known yet. */
+  get underWay(): number {
+    return this.#pending.size;
+  }
+
   open(family: Family): RawSocket {
     const existing = this.#sockets.get(family);
     if (existing) return existing;
@@ -195,7 +200,6 @@ export class RawSocketProber implements PathMtuProber {
 
   /** A raw IPv4 socket delivers the IP header too (raw(7)). */
   #received4(packet: Buffer, source: string): void {
-    if (packet.length < IPV4_HEADER_BYTES) return;
     this.#received(4, packet.subarray((packet[0]! & 15) * 4), source);
   }
 
@@ -203,7 +207,6 @@ export class RawSocketProber implements PathMtuProber {
     const f = FAMILIES[family];
     if (message.length < ICMP_HEADER_BYTES) return;
     if (message[0] === f.echoReply) {
-      if (message.length < ICMP_HEADER_BYTES + NONCE_BYTES) return;
       const pending = this.#pending.get(nonceOf(message));
       if (pending === undefined || pending.icmpBytes !== message.length) return;
       if (Address.tryParse(source)?.equals(pending.address) === true) pending.settle('answered');

@@ -300,9 +300,13 @@ describe('a socket that fails', () => {
     expect(broken.closed).toBe(true);
     expect(await lost).toBe('lost');
     const next = bench.prober.probe(PEER, 600, LONG);
+    broken.fail(new Error('Network is down'));
+    expect(bench.socket.closed).toBe(false);
+    const last = bench.prober.probe(PEER, 600, LONG);
     expect(bench.created).toHaveLength(2);
-    bench.socket.deliver(reply4(bench.request()), '192.0.2.2');
-    expect(await next).toBe('answered');
+    for (const { message } of bench.socket.sent) bench.socket.deliver(reply4(message), '192.0.2.2');
+    expect(await Promise.all([next, last])).toEqual(['answered', 'answered']);
+    expect(bench.prober.underWay).toBe(0);
     bench.prober.close();
   });
 });
