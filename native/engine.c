@@ -43,13 +43,7 @@ int pw_engine_create(const struct pw_config *c, struct pw_engine **out)
     e->message_slots = PW_MAX_MESSAGES;
   for (unsigned i = 0; i < e->message_slots; i++) {
     e->receive_iov[i] = (struct iovec){c->udp_arena + (size_t)i * PW_UDP_SLOT, 65536};
-    struct msghdr *m = &e->receive[i].msg_hdr;
-    m->msg_name = &e->receive_from[i];
-    m->msg_namelen = sizeof e->receive_from[i];
-    m->msg_iov = &e->receive_iov[i];
-    m->msg_iovlen = 1;
-    m->msg_control = e->receive_control[i].bytes;
-    m->msg_controllen = sizeof e->receive_control[i].bytes;
+    pw_ingress_arm(e, i);
   }
   *out = e;
   return 0;

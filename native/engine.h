@@ -173,6 +173,7 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane);
 void pw_lanes_flush(struct pw_engine *e);
 uint8_t *pw_header_room(struct pw_engine *e, size_t bytes);
 /* ingress.c */
+void pw_ingress_arm(struct pw_engine *e, unsigned slot);
 int pw_ingress_receive(struct pw_engine *e);
 void pw_ingress_write(struct pw_engine *e);
 /* coalesce.c */
@@ -180,7 +181,6 @@ int pw_coalesce(struct pw_engine *e);
 /* wait.c */
 int pw_wait(struct pw_engine *e, int timeout_ms);
 int64_t pw_now_ns(void);
-/* reply.c is part of ingress.c */
 void pw_replies_send(struct pw_engine *e);
 
 static inline int32_t *pw_egress_row(struct pw_engine *e, unsigned row)

@@ -10,7 +10,8 @@
 #define UDP_GRO 104
 #endif
 
-static void prepare_slot(struct pw_engine *e, unsigned i)
+/* Makes receive slot i ready for the next recvmmsg, which changes lengths and flags of those it uses. */
+void pw_ingress_arm(struct pw_engine *e, unsigned i)
 {
   struct msghdr *m = &e->receive[i].msg_hdr;
   m->msg_name = &e->receive_from[i];
@@ -90,7 +91,7 @@ int pw_ingress_receive(struct pw_engine *e)
 static void rearm_slots(struct pw_engine *e)
 {
   for (unsigned i = 0; i < e->messages; i++)
-    prepare_slot(e, i);
+    pw_ingress_arm(e, i);
   e->messages = 0;
 }
 
