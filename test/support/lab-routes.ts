@@ -5,6 +5,8 @@ import type { HostPlace } from '../../src/cli/lab/topology.js';
 import { ok } from './process.js';
 
 interface Member {
+  /** How often its status was asked. */
+  polls: number;
   readonly place: HostPlace;
   readonly subnet: Prefix;
 }
@@ -25,7 +27,6 @@ export class RoutesOverlay implements Overlay {
   readonly description = 'kernel routes';
   readonly #faults: ReadonlySet<Fault>;
   readonly #members: Member[] = [];
-  #polls = 0;
 
   constructor(faults: readonly Fault[] = []) {
     this.#faults = new Set(faults);
@@ -34,7 +35,7 @@ export class RoutesOverlay implements Overlay {
   async join(place: HostPlace): Promise<OverlayNode> {
     const subnet = Prefix.parse(`10.42.${String(place.number)}.0/24`);
     const gateway = Address.parse(`10.42.${String(place.number)}.1`);
-    const self = { place, subnet };
+    const self: Member = { place, subnet, polls: 0 };
     await ok('ip', ['-n', place.netns, 'route', 'add', 'unreachable', '10.42.0.0/16']);
     if (this.#faults.has('nat')) {
       const rule = ['-t', 'nat', '-A', 'POSTROUTING', '-o', 'eth0', '-j', 'MASQUERADE'];
@@ -81,8 +82,8 @@ export class RoutesOverlay implements Overlay {
     const routes = await ok('ip', ['-n', self.place.netns, 'route', 'show']);
     const counters = { egressPackets: tx.packets, ingressPackets: rx.packets, ingressBytes: rx.bytes, dropNoRoute: 0 };
     const idle = { egressPackets: 0, ingressPackets: 0 };
-    this.#polls += 1;
-    const hopping = this.#faults.has('hops') && this.#polls % 4 < 2;
+    self.polls += 1;
+    const hopping = this.#faults.has('hops') && self.polls % 2 === 0;
     return {
       routed: [...routes.matchAll(/^(\S+) via /gm)].map((match) => match[1] ?? ''),
       totals: counters,

@@ -93,7 +93,7 @@ const ping: Check = {
     }
     return await bothWays(lab, async (from, to) => {
       // ping exits with 1 when something was lost; its summary says what.
-      const command = `ping -n -q -c 5 -i 0.02 -W 2 ${text(to.pod.address)} || :`;
+      const command = `ping -n -q -c 5 -i 0.02 -W 2 -w 3 ${text(to.pod.address)} || :`;
       const output = await run('ip', ['netns', 'exec', from.pod.netns, 'sh', '-c', command], { timeoutMs: 15_000 });
       const lost = /(\d+(?:\.\d+)?)% packet loss/.exec(output)?.[1] ?? '100';
       const average = /= [\d.]+\/([\d.]+)\//.exec(output)?.[1] ?? '?';

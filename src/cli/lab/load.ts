@@ -10,7 +10,6 @@ const STALL_MS = 1_000;
 /** A share of pings may be lost to queues that a TCP stream at full speed fills. */
 const PING_LOSS = 0.02;
 const REACH_TIMEOUT_MS = 10_000;
-const PING_INTERVAL_MS = 10;
 /** Drops of the leave check: the packets sent to an address whose lease is gone. */
 export const LEAVE_PROVOKES: Readonly<Record<string, number>> = { dropNoRoute: 10 };
 
@@ -22,12 +21,6 @@ const CONGESTION: ReadonlySet<string> = new Set([
   'dropTunFull',
 ]);
 const CONGESTION_SHARE = 0.005;
-
-/** Pings between the first two pods, from now to the end: the round trips of the live view. */
-export async function startPings(lab: Lab): Promise<void> {
-  const [a, b] = lab.pair;
-  await a.endpoint.call('startPings', { host: b.pod.address.toString(), intervalMs: PING_INTERVAL_MS });
-}
 
 async function finding(name: string, work: () => Promise<Finding>): Promise<CheckResult> {
   try {

@@ -6,8 +6,9 @@ import { Sampler } from './figures.js';
 import { flowStays } from './flow.js';
 import { Lab } from './lab.js';
 import { directoryPrefix, namespacePrefix, removeLeftovers } from './leftovers.js';
-import { judgeDrops, LEAVE_PROVOKES, runLoad, startPings } from './load.js';
+import { judgeDrops, LEAVE_PROVOKES, runLoad } from './load.js';
 import type { Overlay } from './overlay.js';
+import { startPings } from './pings.js';
 import { hostEntries, tryCommands, type LabReport } from './report.js';
 import type { View } from './view.js';
 
