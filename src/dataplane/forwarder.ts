@@ -145,7 +145,7 @@ export class Forwarder {
       }
       const mtu = fib.pathMtu[next]! - overhead;
       const gso = meta[row + E_GSO]!;
-      const size = gso === 0 ? length : meta[row + E_HEADER]! + gso;
+      const size = gso === 0 ? length : Math.min(length, meta[row + E_HEADER]! + gso);
       if (size > mtu) {
         if (four && (view.getUint8(offset + 6) & 0x40) === 0) {
           meta[row + E_SEGMENTS] = mtu;
