@@ -45,6 +45,17 @@ static bool get_int(napi_env env, napi_value v, int *out)
   return true;
 }
 
+/* A string of fewer than `room` bytes; longer ones would be cut without a word and name something else. */
+static bool get_text(napi_env env, napi_value v, char *out, size_t room)
+{
+  size_t n;
+  if (napi_get_value_string_utf8(env, v, NULL, 0, &n) != napi_ok || n >= room) {
+    napi_throw_type_error(env, NULL, "podwire addon: expected a string, or a shorter one");
+    return false;
+  }
+  return napi_get_value_string_utf8(env, v, out, room, &n) == napi_ok;
+}
+
 static bool get_bool(napi_env env, napi_value v)
 {
   bool b = false;
@@ -110,9 +121,8 @@ static napi_value tun_open(napi_env env, napi_callback_info info)
 {
   ARGS(4)
   struct pw_tun t = {0};
-  size_t n;
   int rung;
-  if (napi_get_value_string_utf8(env, argv[0], t.name, sizeof t.name, &n) != napi_ok || !get_int(env, argv[1], &rung))
+  if (!get_text(env, argv[0], t.name, sizeof t.name) || !get_int(env, argv[1], &rung))
     return NULL;
   if (rung < PW_TUN_PLAIN || rung > PW_TUN_USO)
     return integer(env, -EINVAL);
@@ -142,9 +152,8 @@ static napi_value tun_queue_length(napi_env env, napi_callback_info info)
 {
   ARGS(2)
   char name[PW_NAME_BYTES];
-  size_t n;
   int packets;
-  if (napi_get_value_string_utf8(env, argv[0], name, sizeof name, &n) != napi_ok || !get_int(env, argv[1], &packets))
+  if (!get_text(env, argv[0], name, sizeof name) || !get_int(env, argv[1], &packets))
     return NULL;
   return integer(env, pw_tun_set_queue_length(name, (unsigned)packets));
 }
@@ -245,10 +254,9 @@ static napi_value checksum(napi_env env, napi_callback_info info)
 {
   ARGS(2)
   void *data;
-  size_t bytes, n;
+  size_t bytes;
   char name[16];
-  if (!get_bytes(env, argv[0], &data, &bytes) ||
-      napi_get_value_string_utf8(env, argv[1], name, sizeof name, &n) != napi_ok)
+  if (!get_bytes(env, argv[0], &data, &bytes) || !get_text(env, argv[1], name, sizeof name))
     return NULL;
   int error = pw_checksum_init(name[0] ? name : NULL);
   int64_t sum = error ? error : ntohs(pw_fold(pw_sum(data, bytes)));
