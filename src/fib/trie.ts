@@ -183,9 +183,15 @@ export class SharedTrie {
       this.#entry(first, depth, node, value);
       return;
     }
+    const onWay = depth < this.#length;
+    if (node === 0 && !onWay) {
+      for (let at = first, end = first + (1 << bits); at < end; at++) {
+        if (this.#words[at] !== value) this.#publish(at, value);
+      }
+      return;
+    }
     const own = this.#own(node, depth, value);
     const upper = first + (1 << (bits - 1));
-    const onWay = depth < this.#length;
     const bit = onWay ? bitAt(this.#key, 0, depth) : 0;
     if (!onWay || bit === 0) this.#range(first, bits - 1, depth + 1, this.#side(node, depth, 0), own);
     if (!onWay || bit === 1) this.#range(upper, bits - 1, depth + 1, this.#side(node, depth, 1), own);

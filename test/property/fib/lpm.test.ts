@@ -1,7 +1,7 @@
 /** Longest-prefix match through the shared memory against a list scan, over random histories. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { PodwireError } from '../../../src/errors.js';
+import type { PodwireError } from '../../../src/errors.js';
 import type { NextHop } from '../../../src/fib/fib.js';
 import { Fib } from '../../../src/fib/fib.js';
 import { HEAP_START, LOCAL, NO_ROUTE, createFibMemory } from '../../../src/fib/layout.js';
@@ -16,6 +16,12 @@ type Step =
   | { readonly kind: 'replace'; readonly keep: number; readonly routes: readonly Route[] }
   | { readonly kind: 'local'; readonly prefixes: readonly Bits[] }
   | { readonly kind: 'enter' | 'leave' };
+
+/** The same text for the same content, in whatever order. */
+const contents = (table: Iterable<unknown>): string =>
+  Array.from(table, (entry) => JSON.stringify(entry))
+    .sort((a, b) => (a < b ? -1 : 1))
+    .join();
 
 const hop = (n: number): NextHop => ({ address: `192.0.2.${n + 1}`, port: 8000 + n });
 const hopText = (n: number): string => `192.0.2.${n + 1}:${8000 + n}`;
@@ -68,7 +74,7 @@ function run(width: Width, history: readonly Step[], heapWords?: number): void {
 
   for (const step of history) {
     const before = fib.generation;
-    const entries = JSON.stringify([...routes].sort());
+    const entries = contents(routes);
     let changes = true;
     let refused = false;
     if (step.kind === 'set') {
@@ -86,13 +92,13 @@ function run(width: Width, history: readonly Step[], heapWords?: number): void {
       for (const [bits, n] of step.routes) wanted.set(bits, n);
       for (const bits of wanted.keys()) seen.add(bits);
       const list = [...wanted].map(([bits, n]) => [prefixText(bits, width), hop(n)] as const);
-      changes = JSON.stringify([...wanted].sort()) !== entries;
+      changes = contents(wanted) !== entries;
       if (attempt(() => fib.replace(list))) routes = wanted;
       else refused = true;
     } else if (step.kind === 'local') {
       const wanted = new Set(step.prefixes);
       for (const bits of wanted) seen.add(bits);
-      changes = JSON.stringify([...wanted].sort()) !== JSON.stringify([...local].sort());
+      changes = contents(wanted) !== contents(local);
       if (attempt(() => fib.setLocal([...wanted].map((bits) => prefixText(bits, width))))) local = wanted;
       else refused = true;
     } else {

@@ -71,7 +71,7 @@ describe.each([32, 128] as const)('a long walk, %i-bit addresses', { timeout: 60
       if (step % 200 === 0) check(everywhere);
     }
     check(everywhere);
-    for (const bits of [...routes.keys()]) {
+    for (const bits of routes.keys()) {
       fib.delete(prefixText(bits, width));
       routes.delete(bits);
       check([bits.padEnd(width, '0'), everywhere[next(everywhere.length)]!]);

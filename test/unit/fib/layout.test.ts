@@ -36,7 +36,7 @@ describe('createFibMemory', () => {
 
   it('survives being posted to another thread', () => {
     const memory = createFibMemory({ maxRoutes: 10, maxNextHops: 10, readers: 1 });
-    const copy = structuredClone(memory) as FibMemory;
+    const copy = structuredClone<FibMemory>(memory);
     expect({ ...copy, buffer: 0 }).toEqual({ ...memory, buffer: 0 });
     wordsView(memory)[5] = 77;
     expect(new FibReader(copy, 0).lookup4(5 << 16)).toBe(77);
