@@ -15,6 +15,7 @@ import type { Prefix } from '../net/prefix.js';
 import { Address } from '../net/prefix.js';
 import type { TotalName } from './counters.js';
 import { COUNTER_COUNT, COUNTER_NAMES, KERNEL_DROPS, namedCounters } from './counters.js';
+import { DropLog } from './drop-log.js';
 import { KernelSide } from './kernel.js';
 import type { DataplaneOptions, ResolvedOptions } from './options.js';
 import { resolveOptions } from './options.js';
@@ -88,6 +89,7 @@ export class Dataplane implements AsyncDisposable {
   readonly closed: Promise<void>;
   readonly #parts: Parts;
   readonly #pathMtu: PathMtuTable;
+  readonly #dropLog: DropLog;
   readonly #onExit: () => void;
   #settle!: { resolve: () => void; reject: (error: PodwireError) => void };
   #closing: Promise<void> | undefined;
@@ -116,6 +118,12 @@ export class Dataplane implements AsyncDisposable {
       onChange: (address, mtu) => void fib.setPathMtu(address, mtu),
     });
     this.routes = new PeerRoutes(fib, options.address.family, this.#pathMtu);
+    this.#dropLog = new DropLog(
+      () => this.stats(),
+      options.logger,
+      () => this.#pathMtu.refresh(),
+    );
+    this.#dropLog.start();
   }
 
   /**
@@ -229,6 +237,7 @@ export class Dataplane implements AsyncDisposable {
   #shutDown(): Promise<void> {
     this.#closing ??= (async () => {
       process.removeListener('exit', this.#onExit);
+      this.#dropLog.stop();
       this.#pathMtu.close();
       await this.#parts.supervisor.stop();
       this.#parts.kernel.close();
