@@ -8,6 +8,8 @@
 import { isatty } from 'node:tty';
 import { pino, type DestinationStream, type Logger as PinoLogger } from 'pino';
 
+import { LogWriter, openStandardError } from './log-writer.js';
+
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error';
 export type LogFormat = 'auto' | 'json' | 'pretty';
 
@@ -30,7 +32,7 @@ const MAX_MESSAGES = 1_000;
 export function createLog(options: LogOptions): PinoLogger {
   const isTerminal = options.isTerminal ?? isatty(2);
   const pretty = options.format === 'pretty' || (options.format === 'auto' && isTerminal);
-  const destination = options.destination ?? pino.destination({ fd: 2, sync: true });
+  const destination = options.destination ?? standardError();
   const limit = new RateLimit(options.now ?? (() => performance.now()));
   return pino(
     {
@@ -56,6 +58,12 @@ export function createLog(options: LogOptions): PinoLogger {
       ? { write: (line: string) => destination.write(formatLine(line, isTerminal && !process.env['NO_COLOR'])) }
       : destination,
   );
+}
+
+function standardError(): DestinationStream {
+  const writer = new LogWriter(openStandardError());
+  process.once('exit', () => writer.flush());
+  return writer;
 }
 
 /** Counts equal messages in a window of time. */
