@@ -51,9 +51,9 @@ const lease: fc.Arbitrary<Lease> = fc
   }));
 
 export const world: fc.Arbitrary<World> = fc.record({
-  local: fc.uniqueArray(prefixText, { maxLength: 3 }),
+  local: fc.uniqueArray(prefixText, { minLength: 1, maxLength: 4 }),
   own: fc.uniqueArray(fc.oneof(bytes4, bytes6).map(textOf), { maxLength: 3 }),
-  leases: fc.uniqueArray(lease, { maxLength: 24, selector: (one) => one.prefix }),
+  leases: fc.uniqueArray(lease, { maxLength: 16, size: 'max', selector: (one) => one.prefix }),
   pathMtu: fc
     .array(fc.constantFrom(68, 97, 576, 1280, 1400, 1500, 9000, 65_535), {
       minLength: HOSTS.length,
