@@ -45,8 +45,15 @@ export function machineCpuBetween(before, after) {
   const seconds = after.at - before.at;
   const busy = after.busy - before.busy;
   const steal = after.steal - before.steal;
-  const total = busy + steal + after.idle - before.idle;
-  return { seconds, busySeconds: busy, busyPercent: percent(busy, total), stealPercent: percent(steal, total) };
+  const idle = after.idle - before.idle;
+  const total = busy + steal + idle;
+  return {
+    seconds,
+    busySeconds: busy,
+    idleSeconds: idle,
+    busyPercent: percent(busy, total),
+    stealPercent: percent(steal, total),
+  };
 }
 
 /**
