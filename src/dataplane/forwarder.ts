@@ -93,6 +93,9 @@ export class Forwarder {
   /** Host id of each message's sender in this batch. */
   readonly #senders = new Int32Array(MAX_MESSAGES);
   readonly #now: () => number;
+  /** The clock in this batch, as an int32, once something needed it: asking for each packet would allocate. */
+  #nowMs = 0;
+  #nowIsRead = false;
 
   /** @param now milliseconds of a clock that all workers share, for the rate limits */
   constructor(batch: Batch, fib: FibReader, policy: Int32Array, now: () => number) {
@@ -110,6 +113,7 @@ export class Forwarder {
     const counters = batch.counters;
     const fib = this.#fib;
     const overhead = this.#policy[POLICY_OVERHEAD]!;
+    this.#nowIsRead = false;
     for (let row = EGRESS_BASE, end = EGRESS_BASE + count * ROW_WORDS; row < end; row += ROW_WORDS) {
       const offset = meta[row + E_OFFSET]!;
       const length = meta[row + E_LENGTH]!;
@@ -267,10 +271,14 @@ export class Forwarder {
       counters[REPLIES_SUPPRESSED]! += 1;
       return;
     }
+    if (!this.#nowIsRead) {
+      this.#nowMs = this.#now() | 0;
+      this.#nowIsRead = true;
+    }
     const bucket = tooBig ? TOKENS_TOO_BIG : TOKENS_UNREACHABLE;
     const rate = tooBig ? TOO_BIG_PER_SECOND : UNREACHABLE_PER_SECOND;
     const burst = tooBig ? TOO_BIG_BURST : UNREACHABLE_BURST;
-    if (count >= MAX_REPLIES || !takeToken(this.#policy, bucket, this.#now(), rate, burst)) {
+    if (count >= MAX_REPLIES || !takeToken(this.#policy, bucket, this.#nowMs, rate, burst)) {
       counters[REPLIES_LIMITED]! += 1;
       return;
     }
