@@ -23,7 +23,7 @@ export function openStandardError(): number {
   try {
     const stats = fstatSync(2);
     if (!stats.isFIFO() && !stats.isCharacterDevice()) return 2;
-    return openSync('/proc/self/fd/2', constants.O_WRONLY | constants.O_NONBLOCK);
+    return openSync('/proc/self/fd/2', constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
   } catch {
     return 2;
   }

@@ -9,6 +9,7 @@ import { ExitCode, EXIT_FAILURE, UsageError } from './usage.js';
 
 /** After this long an orderly stop has failed: the process ends anyway, and the kernel cleans up. */
 const STOP_LIMIT_MS = 5_000;
+const SAME_SIGNAL_MS = 500;
 
 export function agentCommand(): Command {
   const command = new Command('agent')
@@ -61,9 +62,15 @@ async function serve(config: AgentConfig): Promise<void> {
   const log = createLog({ level: config.logLevel, format: config.logFormat });
   const stop = new AbortController();
   let failed = false;
+  let endedAt = 0;
   const end = (reason: string): void => {
-    // A second signal, or a stop that hangs, ends the process as it is: everything of ours goes with it.
-    if (stop.signal.aborted) process.exit(EXIT_FAILURE);
+    if (stop.signal.aborted) {
+      // A second wish to end, or a stop that hangs, ends the process as it is: everything of ours goes with it. What
+      // comes right behind the first is the same wish: a terminal's Ctrl-C also reaches a parent that passes it on.
+      if (performance.now() - endedAt > SAME_SIGNAL_MS) process.exit(EXIT_FAILURE);
+      return;
+    }
+    endedAt = performance.now();
     log.info({ reason }, 'stopping');
     stop.abort();
     setTimeout(() => {

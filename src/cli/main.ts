@@ -3,8 +3,8 @@
  * `podwire`: finds the sub-command and loads only that one, so that `podwire status` does not wait for what only
  * `podwire agent` needs.
  */
-import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
+import { VERSION } from '../agent/version.js';
 import { report, throwInsteadOfExit } from './usage.js';
 
 interface Entry {
@@ -34,7 +34,7 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
 async function main(argv: readonly string[]): Promise<number> {
   const program = new Command('podwire')
     .description('Userspace pod-network data plane, compatible with flannel')
-    .version(version(), '--version', 'print the version')
+    .version(VERSION, '--version', 'print the version')
     .helpCommand(false)
     .showSuggestionAfterError(true);
   const [first = '', ...rest] = argv;
@@ -48,11 +48,6 @@ async function main(argv: readonly string[]): Promise<number> {
   const prepare = selected === undefined ? undefined : COMMANDS[selected]?.prepare;
   await program.parseAsync(prepare === undefined ? [...argv] : [first, ...(await prepare(rest))], { from: 'user' });
   return 0;
-}
-
-function version(): string {
-  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
-  return (JSON.parse(text) as { version: string }).version;
 }
 
 // `podwire status | head` closes our output early: that is the reader's business, not an error.

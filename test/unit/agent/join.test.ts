@@ -5,48 +5,13 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { joinOverlayWith, type OverlayOptions, type OverlaySeams } from '../../../src/control/join.js';
 import type { Overlay } from '../../../src/control/overlay.js';
 import { MemoryStoreServer } from '../../../src/control/stores/memory.js';
-import type { Dataplane, DataplaneOptions } from '../../../src/dataplane/dataplane.js';
 import type { Logger } from '../../../src/dataplane/logger.js';
 import { PodwireError } from '../../../src/errors.js';
-import type { NextHop } from '../../../src/fib/fib.js';
 import { until } from '../../support/process.js';
 import { commandFailed, fakeIp, link } from '../host/fake-ip.js';
+import { FakeDataplane } from './fake-dataplane.js';
 
 const CONFIG = '{"Network":"10.42.0.0/16","Backend":{"Type":"udp","Port":9000}}';
-
-/** What the code under test did to the data plane, in order. */
-class FakeDataplane {
-  readonly events: string[] = [];
-  readonly table = new Map<string, string>();
-  options: DataplaneOptions | undefined;
-  fail: (error: PodwireError) => void = () => undefined;
-  /** Routes that the table refuses. */
-  readonly refuse = new Set<string>();
-
-  open = async (options: DataplaneOptions): Promise<Dataplane> => {
-    this.options = options;
-    this.events.push('open');
-    const closed = new Promise<void>((_, reject) => (this.fail = reject));
-    closed.catch(() => undefined);
-    const routes = {
-      set: (prefix: unknown, nextHop: NextHop) => {
-        if (this.refuse.has(String(prefix))) throw new PodwireError('CAPACITY', 'the table is full');
-        this.table.set(String(prefix), `${String(nextHop.address)}:${nextHop.port}`);
-      },
-      delete: (prefix: unknown) => this.table.delete(String(prefix)),
-    };
-    return {
-      device: { name: 'flannel7', index: 9 },
-      mtu: { underlay: 1500, overlay: 1472, overhead: 28 },
-      capabilities: {},
-      routes,
-      closed,
-      setLocal: (local: readonly unknown[]) => this.events.push(`local ${local.join(' ')}`),
-      stats: () => ({ totals: {}, workers: [], peers: [], routes: this.table.size }),
-      close: async () => void this.events.push('close'),
-    } as unknown as Dataplane;
-  };
-}
 
 let directory: string;
 let subnetFile: string;

@@ -1,0 +1,37 @@
+import type { Dataplane, DataplaneOptions } from '../../../src/dataplane/dataplane.js';
+import { PodwireError } from '../../../src/errors.js';
+import type { NextHop } from '../../../src/fib/fib.js';
+
+/** What the code under test did to the data plane, in order. */
+export class FakeDataplane {
+  readonly events: string[] = [];
+  readonly table = new Map<string, string>();
+  options: DataplaneOptions | undefined;
+  fail: (error: PodwireError) => void = () => undefined;
+  /** Routes that the table refuses. */
+  readonly refuse = new Set<string>();
+
+  open = async (options: DataplaneOptions): Promise<Dataplane> => {
+    this.options = options;
+    this.events.push('open');
+    const closed = new Promise<void>((_, reject) => (this.fail = reject));
+    closed.catch(() => undefined);
+    const routes = {
+      set: (prefix: unknown, nextHop: NextHop) => {
+        if (this.refuse.has(String(prefix))) throw new PodwireError('CAPACITY', 'the table is full');
+        this.table.set(String(prefix), `${String(nextHop.address)}:${nextHop.port}`);
+      },
+      delete: (prefix: unknown) => this.table.delete(String(prefix)),
+    };
+    return {
+      device: { name: 'flannel7', index: 9 },
+      mtu: { underlay: 1500, overlay: 1472, overhead: 28 },
+      capabilities: {},
+      routes,
+      closed,
+      setLocal: (local: readonly unknown[]) => this.events.push(`local ${local.join(' ')}`),
+      stats: () => ({ totals: {}, workers: [], peers: [], routes: this.table.size }),
+      close: async () => void this.events.push('close'),
+    } as unknown as Dataplane;
+  };
+}
