@@ -9,6 +9,7 @@ import { Address, Prefix } from '../net/prefix.js';
 import type { Logger } from './logger.js';
 import { silentLogger } from './logger.js';
 import type { PathMtuOptions } from './pmtu.js';
+import { pathMtuSettings } from './pmtu-options.js';
 import type { SourceCheck } from './policy.js';
 import { SOURCE_CHECKS } from './policy.js';
 
@@ -74,7 +75,10 @@ const MOST_ROUTES = 500_000;
 function oneOf<T extends string>(what: string, value: string | undefined, allowed: readonly T[], fallback: T): T {
   if (value === undefined) return fallback;
   if ((allowed as readonly string[]).includes(value)) return value as T;
-  throw new PodwireError('INVALID_ARGUMENT', `option ${what} is '${value}': give one of ${allowed.join(', ')}`);
+  throw new PodwireError(
+    'INVALID_ARGUMENT',
+    `option ${what} is ${JSON.stringify(value)}: give one of ${allowed.join(', ')}`,
+  );
 }
 
 function whole(what: string, value: number | undefined, low: number, high: number, fallback: number): number {
@@ -87,11 +91,21 @@ function whole(what: string, value: number | undefined, low: number, high: numbe
 }
 
 function deviceName(name: string): string {
-  // dev_valid_name() in net/core/dev.c, and one %d at most
-  if (/^(?!\.{1,2}$)[^\s/:%]*(%d)?[^\s/:%]*$/.test(name) && name.length >= 1 && name.length <= 15) return name;
+  // dev_valid_name() in net/core/dev.c, which counts bytes; and one %d at most
+  const bytes = typeof name === 'string' ? new TextEncoder().encode(name).length : 0;
+  if (/^(?!\.{1,2}$)[^\s/:%]*(%d)?[^\s/:%]*$/.test(name) && bytes >= 1 && bytes <= 15) return name;
   throw new PodwireError(
     'INVALID_ARGUMENT',
-    `option device is '${name}': give 1 to 15 characters without space, '/' and ':', such as flannel0 or flannel%d`,
+    `option device is ${JSON.stringify(name)}: give 1 to 15 characters without space, '/' and ':', such as flannel0 or flannel%d`,
+  );
+}
+
+/** Lists come from callers without types too; a text would be taken apart letter by letter. */
+function list<T>(what: string, value: readonly T[], example: string): readonly T[] {
+  if (Array.isArray(value)) return value as readonly T[];
+  throw new PodwireError(
+    'INVALID_ARGUMENT',
+    `option ${what} is ${JSON.stringify(value)}: give a list such as ${example}`,
   );
 }
 
@@ -100,6 +114,9 @@ function deviceName(name: string): string {
  * @throws PodwireError INVALID_ARGUMENT or INVALID_ADDRESS
  */
 export function resolveOptions(options: DataplaneOptions, processors: number): ResolvedOptions {
+  if (typeof options.bind !== 'object' || options.bind === null) {
+    throw new PodwireError('INVALID_ARGUMENT', `option bind is missing: give { address: '192.0.2.1', port: 8285 }`);
+  }
   const address = Address.from(options.bind.address);
   if (address.isMulticast || address.isBroadcast) {
     throw new PodwireError(
@@ -115,8 +132,8 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     device: deviceName(options.device ?? 'flannel%d'),
     address,
     port: whole('bind.port', options.bind.port, 1, 65_535, encapsulation.defaultPort),
-    local: options.local.map((prefix) => Prefix.from(prefix)),
-    ownAddresses: (options.ownAddresses ?? []).map((own) => Address.from(own)),
+    local: list('local', options.local, `['10.1.2.0/24']`).map((prefix) => Prefix.from(prefix)),
+    ownAddresses: list('ownAddresses', options.ownAddresses ?? [], `['10.1.2.1']`).map((own) => Address.from(own)),
     encapsulation,
     mtu: overlayMtu({ tunnel: 'udp', outerFamily: address.family, underlay: options.underlayMtu }),
     workers,
@@ -125,7 +142,7 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     tun: tunRung(options.offload?.tun),
     udp: udpRung(options.offload?.udp),
     spin: oneOf('spin', options.spin, ['off', 'adaptive', 'always'], 'adaptive'),
-    pathMtu: options.pathMtu ?? {},
+    pathMtu: options.pathMtu === false ? false : pathMtuSettings(options.pathMtu ?? {}),
     configuredMtu: options.configuredMtu,
     maxRoutes: whole('maxRoutes', options.maxRoutes, 1, MOST_ROUTES, 20_000),
     logger: options.logger ?? silentLogger,
