@@ -91,7 +91,7 @@ static size_t next_packet(struct flow *f, uint8_t *p, struct shape *s)
 static size_t corrupt(uint8_t *p, size_t n, const struct shape *s, int *flow)
 {
   const unsigned l4 = ip_header_bytes(s), least = s->family == 6 && s->ip_options ? 40 : 0;
-  const unsigned at = between(least, (unsigned)n - 1);
+  const unsigned at = between(least, (once_in(2) && n > 80 ? 80 : (unsigned)n) - 1);
   p[at] ^= (uint8_t)(1u << below(8));
   if (at < l4 + 4)
     *flow = -1;

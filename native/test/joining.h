@@ -272,7 +272,7 @@ static inline struct stream start_stream(int family, int protocol, int flow)
   return s;
 }
 
-enum { PUSH = 1, BROKEN = 2, NO_CHECKSUM = 4, ALONE = 8, PADDED = 16 };
+enum { PUSH = 1, BROKEN = 2, NO_CHECKSUM = 4, ALONE = 8, PADDED = 16, BROKEN_HEADER = 32 };
 
 /* The next packet of a stream arrives. */
 static inline void next(struct stream *s, size_t payload, unsigned how)
@@ -295,6 +295,8 @@ static inline void next(struct stream *s, size_t payload, unsigned how)
   finish(packet, header + payload, &shape);
   if (how & BROKEN)
     packet[header] ^= 0x40;
+  if (how & BROKEN_HEADER)
+    packet[10] ^= 1; /* the IPv4 header's own checksum */
   if (how & NO_CHECKSUM)
     put16(packet + l4 + 6, 0);
   arrive(packet, header + payload, how & PADDED ? 6 : 0, &shape, s->flow, s->sender, !(how & ALONE));

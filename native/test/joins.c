@@ -113,6 +113,12 @@ static void bulk(int family, int protocol)
 static void tcp_rules(void)
 {
   struct stream s = start_stream(4, TCP, 0);
+  in_case("a wrong IPv4 header checksum");
+  fresh();
+  for (unsigned i = 0; i < 5; i++)
+    next(&s, 1000, i == 2 ? BROKEN_HEADER : 0);
+  WRITES(2, 1, 2);
+
   in_case("PSH ends a run");
   fresh();
   for (unsigned i = 1; i <= 6; i++)
@@ -172,6 +178,36 @@ static void tcp_rules(void)
   }
 }
 
+/* Flows that differ in one field only and yet share a slot of the flow table. */
+static void neighbours(int family, int protocol)
+{
+  const unsigned l4 = family == 4 ? 20 : 40, at = family == 4 ? 12 : 8, bytes = family == 4 ? 4 : 16;
+  const struct {
+    const char *what;
+    unsigned from, to;
+  } fields[] = {{"source", at, at + bytes},
+                {"destination", at + bytes, at + 2 * bytes},
+                {"source port", l4, l4 + 2},
+                {"destination port", l4 + 2, l4 + 4}};
+  for (unsigned i = 0; i < 4; i++) {
+    in_case("another %s, IPv%d protocol %d", fields[i].what, family, protocol);
+    struct stream flows[2] = {start_stream(family, protocol, 0)};
+    do {
+      flows[1] = flows[0];
+      flows[1].flow = 1;
+      flows[1].header[between(fields[i].from, fields[i].to - 1)] ^= (uint8_t)between(1, 255);
+      flows[1].header[fields[i].to - 1] ^= (uint8_t)between(0, 255);
+    } while (!memcmp(flows[0].header, flows[1].header, sizeof flows[0].header) || !shares_slot(flows, 1));
+    fresh();
+    next(&flows[0], 500, 0);
+    flows[1].sequence = flows[0].sequence;
+    flows[1].id = flows[0].id;
+    next(&flows[1], 500, 0);
+    next(&flows[1], 500, 0);
+    WRITES(1, 2);
+  }
+}
+
 static void identification(void)
 {
   static const struct {
@@ -194,8 +230,44 @@ static void identification(void)
   }
 }
 
+/* Four datagrams whose sums come out right although the UDP header is not what segmentation would write. */
+static void odd_udp_headers(int family, bool length)
+{
+  static uint8_t packet[200];
+  struct shape s = {.family = family, .protocol = UDP, .payload = 100};
+  const unsigned l4 = ip_header_bytes(&s), n = header_bytes(&s) + 100;
+  in_case("UDP over IPv%d: %s", family, length ? "a length that is not the packet's" : "a checksum that is 0 and right");
+  fresh();
+  random_packet(packet, &s);
+  if (family == 4)
+    put16(packet + 6, 0x4000);
+  for (unsigned i = 0; i < 4; i++) {
+    random_bytes(packet + l4 + 8, 100);
+    finish(packet, n, &s);
+    if (length)
+      put16(packet + l4 + 4, 90);
+    put16(packet + l4 + 6, 0);
+    /* a payload word takes what is missing to all ones, with the checksum field left at 0 or not */
+    if (length)
+      put16(packet + l4 + 6, 0x1234);
+    put16(packet + l4 + 8, 0);
+    put16(packet + l4 + 8, 0xffff - add_up(pseudo_header(packet, UDP, n - l4), packet + l4, n - l4));
+    EQUAL(add_up(pseudo_header(packet, UDP, n - l4), packet + l4, n - l4), 0xffff);
+    if (family == 4) {
+      put16(packet + 10, 0);
+      put16(packet + 10, 0xffff - add_up(0, packet, 20));
+    }
+    arrive(packet, n, 0, &s, 0, 0, true);
+  }
+  WRITES(1, 1, 1, 1);
+}
+
 static void udp_rules(void)
 {
+  for (int family = 4; family <= 6; family += 2) {
+    odd_udp_headers(family, false);
+    odd_udp_headers(family, true);
+  }
   struct stream s = start_stream(4, UDP, 0);
   in_case("64 datagrams of a run");
   fresh();
@@ -210,6 +282,13 @@ static void udp_rules(void)
       next(&bare, 100, NO_CHECKSUM);
     WRITES(1, 1, 1);
   }
+  in_case("fragments, whatever their sums are");
+  fresh();
+  struct stream fragment = start_stream(4, UDP, -1);
+  put16(fragment.header + 6, 0x2000);
+  for (unsigned i = 0; i < 3; i++)
+    next(&fragment, 96, 0);
+  WRITES(1, 1, 1);
   in_case("two senders, one flow");
   fresh();
   for (unsigned i = 0; i < 6; i++) {
@@ -236,6 +315,8 @@ int main(void)
   for (int family = 4; family <= 6; family += 2) {
     bulk(family, TCP);
     bulk(family, UDP);
+    neighbours(family, TCP);
+    neighbours(family, UDP);
   }
   tcp_rules();
   identification();

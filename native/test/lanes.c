@@ -162,6 +162,25 @@ static void random_streams(void)
   config.send_count = 1;
 }
 
+/* Rebuilt headers of several lanes together use the header arena up: it is flushed, not written over. */
+static void header_arena(void)
+{
+  config.send_count = 8;
+  fresh(127, true);
+  in_case("header arena");
+  for (unsigned i = 0; i < 6000; i++) {
+    const unsigned lane = i / 200 % 8, bytes = between(40, 120);
+    uint8_t *header = pw_header_room(engine, bytes);
+    random_bytes(header, bytes);
+    pw_lane_add(engine, lane, 3, header, bytes, header, 0);
+    packets_add(&wanted, header, bytes, 3 | lane << 16);
+  }
+  pw_lanes_flush(engine);
+  same_by_lane();
+  EQUAL(engine->header_used, 0);
+  config.send_count = 1;
+}
+
 static int device_error;
 static unsigned offloads_tried;
 
@@ -323,6 +342,7 @@ int main(void)
   config = new_config(&memory);
   sharing();
   random_streams();
+  header_arena();
   refused_offload();
   too_big();
   other_refusals();

@@ -169,6 +169,25 @@ static void overflowing_arenas(void)
   engine->c.udp_segments = wire.most_segments = 127;
 }
 
+/* Fragments of one segment that use the whole header arena: the segment's own header lies in it. */
+static void overflowing_fragments(void)
+{
+  static uint8_t packet[65600];
+  struct shape s = {.family = 4, .protocol = UDP, .ip_options = 40, .payload = 60000};
+  in_case("a segment of 40,000 bytes in fragments of 16");
+  engine->c.send_count = 1;
+  const size_t n = random_packet(packet, &s);
+  put16(packet + 6, 0);
+  const struct pw_virtio_header h = offload_header(&s, 40000);
+  struct packets segments = {0};
+  struct accepted a = accept_packet(packet, n, 0, &h);
+  model_segments(&segments, packet, n, &s, 40000, 0);
+  for (size_t k = 0; k < segments.count; k++)
+    model_fragments(&wanted, segments.item[k].data, segments.item[k].length, 60 + 16, tag_of(&a, 3));
+  send_and_compare(&a, 3 | PW_V_FRAGMENT, 60 + 16);
+  packets_free(&segments);
+}
+
 /* Single packets, with the checksum complete or left to the device. */
 static void single_packets(void)
 {
@@ -311,6 +330,7 @@ int main(void)
   borders();
   superpackets();
   overflowing_arenas();
+  overflowing_fragments();
   single_packets();
   fragments();
   fragmented_superpackets();
