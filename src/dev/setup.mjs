@@ -37,7 +37,9 @@ function hand(mode, args) {
   const child = spawn(process.execPath, [join(root, script), ...first, ...args], { stdio: 'inherit', cwd: root });
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
     // A terminal's Ctrl-C reaches the whole process group by itself.
-    process.on(signal, () => (signal === 'SIGINT' && process.stdin.isTTY === true ? undefined : child.kill(signal)));
+    process.on(signal, () => {
+      if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
+    });
   }
   child.on('error', (error) => {
     say(`cannot run ${script}: ${error.message}`);
