@@ -35,7 +35,7 @@
  * | < 0, bits 30..27 = 0       | skip record, IPv6 only: 4 pattern words, the entry to go on with if the    |
  * |                            | first `depth` address bits are the pattern's, the leaf if not, `depth`, 0  |
  *
- * Bits 26..0 of a pointer are an index into `words`. A root consumes the first 16 address bits. No chunk reaches
+ * Leaves are below 2^27. Bits 26..0 of a pointer are an index into `words`. A root consumes the first 16 address bits. No chunk reaches
  * across a 32-bit border of the address, so that a reader holds one address word at a time; skip records do, and
  * compare the whole address again rather than only what is new.
  *

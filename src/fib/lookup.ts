@@ -36,7 +36,8 @@ function walk4(words: Int32Array, root: number, address: number): number {
   let at = (entry & OFFSET_MASK) + ((rest >>> (32 - stride)) & 0xff);
   entry = words[at]!;
   // The second step is taken even from a leaf, which then reads itself again: whether it is one is as good as random
-  // in a table of mixed lengths, and a branch on it would cost more than the step.
+  // in a table of mixed lengths, and a branch on it would cost more than the step. Should the writer put a pointer
+  // there in between, the walk goes on from it correctly: a leaf's stride bits are 0, so no bits were used up.
   const leaf = ~(entry >> 31);
   rest <<= stride;
   stride = (entry >>> STRIDE_SHIFT) & 15;
@@ -53,14 +54,17 @@ function walk4(words: Int32Array, root: number, address: number): number {
 /** The leaf for an IPv6 address given as four big-endian words in the trie whose root starts at word `root`. */
 function walk6(words: Int32Array, root: number, a: number, b: number, c: number, d: number): number {
   let entry = words[root + (a >>> 16)]!;
-  // `rest`: the unread bits of the current address word, at the top; `depth`: how many bits were read in all.
+  if (entry >= 0) return entry;
+  // `rest`: the unread bits of the current address word, at the top; `depth`: how many bits were read in all. They are
+  // brought up to date only for entries that go on, because choosing the word is a branch that is hard to predict.
   let rest = a << 16;
   let depth = 16;
-  while (entry < 0) {
+  for (;;) {
     const at = entry & OFFSET_MASK;
     const stride = (entry >>> STRIDE_SHIFT) & 15;
     if (stride !== 0) {
       entry = words[at + ((rest >>> (32 - stride)) & 0xff)]!;
+      if (entry >= 0) return entry;
       rest <<= stride;
       depth += stride;
       if ((depth & 31) === 0) rest = depth === 32 ? b : depth === 64 ? c : d;
@@ -73,10 +77,10 @@ function walk6(words: Int32Array, root: number, a: number, b: number, c: number,
         ((c ^ words[at + 2]!) & PREFIX_MASKS[mask + 2]!) |
         ((d ^ words[at + 3]!) & PREFIX_MASKS[mask + 3]!);
       entry = words[at + SKIP_NEXT + ((difference | (0 - difference)) >>> 31)]!;
+      if (entry >= 0) return entry;
       rest = (depth < 64 ? (depth < 32 ? a : b) : depth < 96 ? c : d) << (depth & 31);
     }
   }
-  return entry;
 }
 
 /**
