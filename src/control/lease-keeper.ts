@@ -88,7 +88,7 @@ export class LeaseKeeper implements AsyncDisposable {
   #lease: Lease | undefined;
   #config: NetworkConfig | undefined;
   #desired: DesiredRoutes | undefined;
-  #isLost = false;
+  #lostTo: 'lost' | 'replaced' | undefined;
   #isStale = false;
   /** Our lease as the routes know it. */
   #judgedBy: Lease | undefined;
@@ -236,7 +236,7 @@ export class LeaseKeeper implements AsyncDisposable {
     const lease = await untilAborted(this.#store.acquire(request, signal), signal);
     this.#config = config;
     this.#lease = lease;
-    this.#isLost = false;
+    this.#lostTo = undefined;
     this.#isStale = attributes !== this.#attributes;
     return { lease, config };
   }
@@ -247,13 +247,13 @@ export class LeaseKeeper implements AsyncDisposable {
     const backoff = this.#backoff();
     let renewAtMs = this.#renewAtMs();
     while (!signal.aborted) {
-      if (!this.#isLost && !this.#isStale) {
+      if (!this.#lostTo && !this.#isStale) {
         await this.#sleep(renewAtMs, signal);
         if (signal.aborted) return;
-        if (!this.#isLost && !this.#isStale && this.#clock.monotonic() < renewAtMs) continue;
+        if (!this.#lostTo && !this.#isStale && this.#clock.monotonic() < renewAtMs) continue;
       }
       try {
-        if (this.#isLost) {
+        if (this.#lostTo) {
           this.#reacquiring = this.#reacquire(signal);
           await this.#reacquiring.finally(() => (this.#reacquiring = undefined));
         } else {
@@ -265,7 +265,7 @@ export class LeaseKeeper implements AsyncDisposable {
       } catch (error) {
         const fault = asPodwireError(error);
         if (fault.code === 'ABORTED' || fault.code === 'CLOSED') return;
-        if (fault.code === 'LEASE_LOST' && !this.#isLost) {
+        if (fault.code === 'LEASE_LOST' && !this.#lostTo) {
           this.#lost('lost', undefined);
           continue;
         }
@@ -296,8 +296,8 @@ export class LeaseKeeper implements AsyncDisposable {
   }
 
   #lost(state: 'lost' | 'replaced', holder: Lease | undefined): void {
-    if (this.#isLost) return;
-    this.#isLost = true;
+    if (this.#lostTo === state) return;
+    this.#lostTo = state;
     this.#tell(() => this.#options.listener?.ownLost?.(this.#lease!, state, holder));
     this.#wake?.();
   }

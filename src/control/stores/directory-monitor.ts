@@ -49,6 +49,7 @@ export class DirectoryMonitor {
   #signature: string | undefined;
   #sameScans = 0;
   #scans = 0;
+  #isElsewhere = false;
   #isRunning = false;
   #isDown = false;
   #isDegraded = false;
@@ -139,10 +140,8 @@ export class DirectoryMonitor {
     if (this.#isDown) table.hold(clock.monotonic() + returnGraceMs);
     // A new network: the config is there, nobody has taken a lease yet.
     if (!this.hasScanned && (await files.readConfig()) !== undefined) await files.ensureSubnets();
-    // Watch first, list second: what happens in between is seen twice rather than never.
-    const { identity, signature } = await files.statSubnets();
-    if (identity !== this.#watchedIdentity) this.#closeWatcher();
-    this.#openWatcher(identity);
+    // Listen first, list second: what happens in between is seen twice rather than never.
+    const signature = await this.#listen();
     this.#sameScans = signature === this.#signature ? this.#sameScans + 1 : 0;
     this.#signature = signature;
     const isFull = this.#scans++ % FULL_EVERY === 0;
@@ -170,6 +169,11 @@ export class DirectoryMonitor {
       if (due.length > 0) table.stillDue();
       throw error;
     }
+    if (this.#isElsewhere) {
+      this.#isElsewhere = false;
+      await this.#listen();
+      await this.refresh();
+    }
     for (const name of due) table.publish(name, at);
   }
 
@@ -191,10 +195,10 @@ export class DirectoryMonitor {
       case 'unchanged':
         return;
       case 'absent': {
-        // Gone together with its directory says nothing about the file: let the next scan find out.
+        // Gone together with its directory says nothing about the file: the whole has to be looked at.
         const { identity } = await files.statSubnets();
         if (identity === this.#identity) await this.#vanished(name, at, false);
-        else this.#signature = undefined;
+        else this.#isElsewhere = true;
         return;
       }
       case 'unreadable':
@@ -223,6 +227,14 @@ export class DirectoryMonitor {
     }
     this.#signatures.delete(name);
     table.gone(name, at);
+  }
+
+  /** Makes inotify watch the directory that is there now, and tells its signature. */
+  async #listen(): Promise<string> {
+    const { identity, signature } = await this.#options.files.statSubnets();
+    if (identity !== this.#watchedIdentity) this.#closeWatcher();
+    this.#openWatcher(identity);
+    return signature;
   }
 
   #openWatcher(identity: string): void {

@@ -1,5 +1,6 @@
 /** What only the directory store has: files that are half written, foreign, in the way; directories that come and go. */
 import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import {
   appendFile,
   link,
@@ -35,6 +36,7 @@ let subnets: string;
 let clock: ManualClock;
 let notices: StoreNotice[];
 let heard: Signal;
+let testOver = new AbortController();
 let cleanups: (() => PromiseLike<unknown>)[] = [];
 
 beforeEach(async () => {
@@ -49,6 +51,8 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
+  testOver.abort();
+  testOver = new AbortController();
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
   cleanups = [];
 });
@@ -86,10 +90,16 @@ const has = (kind: StoreNotice['kind'], count = 1): boolean =>
 const noticed = (kind: StoreNotice['kind'], count = 1): Promise<void> => heard.until(() => has(kind, count));
 /** Lets time pass until `condition` holds, with turns of the event loop for the real files in between. */
 const passUntil = async (condition: () => boolean, stepMs = 500): Promise<void> => {
-  while (!condition()) {
+  const { signal } = testOver;
+  while (!signal.aborted && !condition()) {
     await clock.advance(stepMs);
     await turn(1);
   }
+};
+/** A condition for {@link passUntil} that holds after `count` steps. */
+const takeTurns = (count: number): (() => boolean) => {
+  let left = count;
+  return () => left-- === 0;
 };
 const kinds = (): string[] => notices.map(({ kind }) => kind);
 
@@ -150,7 +160,8 @@ describe('files', () => {
     const watcher = await watch(open({ inotify: false, rescanMs: 1000 }));
     await put('10.42.5.0-24', value('192.0.2.5'));
     await passUntil(() => watcher.leases.has('10.42.5.0-24'));
-    // In place: the directory does not change, so only every twelfth look sees it.
+    // In place: the directory does not change, so once it is known to be quiet only every twelfth look sees it.
+    for (let scan = 0; scan < 13; scan++) await passUntil(takeTurns(2));
     await writeFile(join(subnets, '10.42.5.0-24'), value('192.0.2.55'));
     await passUntil(() => watcher.leases.get('10.42.5.0-24')?.attributes.publicIp.toString() === '192.0.2.55');
     await unlink(join(subnets, '10.42.5.0-24'));
@@ -265,6 +276,44 @@ describe('taking over a file', () => {
     expect(await content()).toBe('new');
   });
 
+  it('never loses a file that is being replaced meanwhile', async () => {
+    // The taker may catch the new text, and must put it back: whoever wrote it relies on it.
+    let isOver = false;
+    const taking = (async () => {
+      while (!isOver)
+        await Promise.all(Array.from({ length: 3 }, () => new LeaseFiles(path).take(name, 'old', undefined)));
+    })();
+    let lost = 0;
+    for (let i = 0; i < 150; i++) {
+      await put(name, 'old');
+      const replaced = await files.replace(name, () => true, `renewed ${i}`);
+      if (replaced === 'replaced') {
+        await turn(0);
+        const deadline = Date.now() + 5000;
+        while ((await content().catch(() => undefined)) !== `renewed ${i}` && Date.now() < deadline) await turn(0);
+        if ((await content().catch(() => undefined)) !== `renewed ${i}`) lost++;
+      }
+    }
+    isOver = true;
+    await taking;
+    expect(lost).toBe(0);
+    expect(await readdir(join(path, '.podwire'))).toEqual([]);
+  });
+
+  it('goes for our own as well once it has run out: another claim on it comes first', async () => {
+    const store = open();
+    const lease = await store.acquire({ attributes: attributesOf('192.0.2.1'), ttlMs: HOUR_MS });
+    const text = await readFile(join(subnets, leaseKey(lease)), 'utf8');
+    const mark = createHash('sha256').update(text).digest('hex').slice(0, 20);
+    await writeFile(join(path, '.podwire', `${leaseKey(lease)}.${mark}.claim`), '');
+    await clock.advance(HOUR_MS - 60_000);
+    const renewed = await store.renew(lease);
+    await put(leaseKey(lease), text);
+    await clock.advance(2 * HOUR_MS);
+    await expect(store.renew(renewed)).rejects.toMatchObject({ code: 'LEASE_LOST' });
+    expect(await readFile(join(subnets, leaseKey(lease)), 'utf8')).toBe(text);
+  });
+
   it('can mean to remove it', async () => {
     expect(await files.take(name, 'old', undefined)).toBe(true);
     expect(await readdir(subnets)).toEqual([]);
@@ -321,6 +370,43 @@ describe('a directory that goes away', () => {
     expect(watcher.keys).toEqual(['10.42.5.0-24', '10.42.6.0-24']);
     await passUntil(() => watcher.keys.join() === '10.42.5.0-24');
     expect(watcher.log.filter((line) => line.startsWith('removed 10.42.5'))).toEqual([]);
+  });
+
+  it('just when a lease would run out keeps it: gone with its directory is not gone', async () => {
+    await put('10.42.7.0-24', value('192.0.2.7', HOUR_MS));
+    const watcher = await watch(open({ rescanMs: 48 * HOUR_MS }));
+    await rename(subnets, join(path, 'away'));
+    await clock.advance(2 * HOUR_MS);
+    await noticed('down');
+    expect(watcher.keys).toEqual(['10.42.5.0-24', '10.42.6.0-24', '10.42.7.0-24']);
+  });
+
+  it('and is another just when a lease would run out keeps it too', async () => {
+    await put('10.42.7.0-24', value('192.0.2.7', HOUR_MS));
+    const watcher = await watch(open({ rescanMs: 48 * HOUR_MS }));
+    await mkdir(join(path, 'other'));
+    await writeFile(join(path, 'other', '10.42.8.0-24'), value('192.0.2.8', 1000 * HOUR_MS));
+    await rename(subnets, join(path, 'away'));
+    await rename(join(path, 'other'), subnets);
+    await clock.advance(2 * HOUR_MS);
+    await watcher.until(() => watcher.leases.has('10.42.8.0-24'));
+    expect(watcher.keys).toEqual(['10.42.5.0-24', '10.42.6.0-24', '10.42.7.0-24', '10.42.8.0-24']);
+    await passUntil(() => watcher.leases.size === 1, 12 * HOUR_MS);
+    expect(watcher.keys).toEqual(['10.42.8.0-24']);
+  });
+
+  it('and is another at the next look is listened to all the same', async () => {
+    const watcher = await watch(open());
+    await mkdir(join(path, 'other'));
+    await writeFile(join(path, 'other', '10.42.5.0-24'), value('192.0.2.5'));
+    await writeFile(join(path, 'other', '10.42.8.0-24'), value('192.0.2.8'));
+    await rename(subnets, join(path, 'away'));
+    await rename(join(path, 'other'), subnets);
+    await passUntil(() => watcher.leases.has('10.42.8.0-24'));
+    expect(watcher.keys).toEqual(['10.42.5.0-24', '10.42.6.0-24', '10.42.8.0-24']);
+    await barrier(watcher);
+    // Looked at between the two renames there is no directory at all, which may be said.
+    expect(kinds().filter((kind) => kind !== 'down' && kind !== 'up')).toEqual([]);
   });
 
   it('takes our own lease with it, which is told at once', async () => {

@@ -4,8 +4,9 @@ import { encodeLease } from '../../../src/control/lease-codec.js';
 import { LeaseKeeper, type LeaseKeeperListener, type LeaseKeeperOptions } from '../../../src/control/lease-keeper.js';
 import { leaseKey } from '../../../src/control/lease-key.js';
 import { MemoryStoreServer, type MemoryFault, type MemoryOperation } from '../../../src/control/stores/memory.js';
+import { PodwireError } from '../../../src/errors.js';
 import { Prefix } from '../../../src/net/prefix.js';
-import { attributesOf, Signal } from '../../support/leases.js';
+import { attributesOf, leaseOf, Signal } from '../../support/leases.js';
 
 const HOUR_MS = 3_600_000;
 const CONFIG = '{"Network":"10.42.0.0/16"}';
@@ -256,6 +257,61 @@ describe('a lost lease', () => {
       `changed ${key} to ${leaseKey(keeper.lease!)}`,
       `added 10.42.1.0/24 via 192.0.2.66`,
     ]);
+  });
+
+  it('is told once for what happened to it, and again when that becomes worse', async () => {
+    const keeper = make();
+    const key = leaseKey(await keeper.start());
+    await journal.until(/^snapshot/);
+    fault = (operation) => (operation === 'network' ? 'fail' : 'none');
+    server.delete(key);
+    await journal.until(`lost ${key}`);
+    put('10.42.99.0-24', '192.0.2.99');
+    await journal.until(/^added/);
+    put(key, '192.0.2.66', HOUR_MS, 'thief');
+    await journal.until(`replaced ${key} to 192.0.2.66`);
+    put(key, '192.0.2.66', 2 * HOUR_MS, 'thief');
+    put('10.42.99.0-24', '192.0.2.98');
+    await journal.until(/^replaced 10.42.99/);
+    await clock.advance(30_000);
+    expect(journal.lines.filter((line) => line.includes(key))).toEqual([
+      `acquired ${key}`,
+      `lost ${key}`,
+      `replaced ${key} to 192.0.2.66`,
+    ]);
+  });
+
+  it('is told once when the renewal and the watch both find it gone', async () => {
+    const real = server.open({ name: 'me' });
+    const news = new Signal();
+    let isGone = false;
+    const keeper = make({
+      ttlMs: 30_000,
+      store: {
+        description: 'late',
+        network: (signal) => real.network(signal),
+        acquire: (request, signal) => {
+          if (keeper.lease) return Promise.reject(new PodwireError('STORE_UNAVAILABLE', 'not now'));
+          return real.acquire(request, signal);
+        },
+        renew: () => Promise.reject(new PodwireError('LEASE_LOST', 'gone')),
+        release: (lease) => real.release(lease),
+        async *watch() {
+          yield { kind: 'snapshot', leases: [] };
+          await news.until(() => isGone);
+          yield { kind: 'own', state: 'lost', lease: keeper.lease! };
+          yield { kind: 'added', lease: leaseOf('10.42.99.0/24', '192.0.2.99') };
+        },
+        [Symbol.asyncDispose]: () => real[Symbol.asyncDispose](),
+      },
+    });
+    await keeper.start();
+    await clock.advance(20_000);
+    await journal.until(/^lost/);
+    isGone = true;
+    news.fire();
+    await journal.until(/^added/);
+    expect(journal.lines.filter((line) => line.startsWith('lost'))).toHaveLength(1);
   });
 
   it('is found out by the renewal when the watch was deaf', async () => {
