@@ -120,6 +120,24 @@ export function throwIfAborted(signal: AbortSignal | undefined, what: string): v
   if (signal?.aborted) throw new PodwireError('ABORTED', `${what} was cancelled`, { cause: signal.reason });
 }
 
+/**
+ * The result of `call`, without waiting for a call that hangs once nobody wants it any more.
+ * @throws PodwireError ABORTED as soon as `signal` aborts; the call itself goes on unheard.
+ */
+export async function untilAborted<T>(call: Promise<T>, signal: AbortSignal, what: string): Promise<T> {
+  let onAbort: (() => void) | undefined;
+  const gone = new Promise<never>((_resolve, reject) => {
+    onAbort = () => reject(new PodwireError('ABORTED', `${what} was cancelled`));
+    signal.addEventListener('abort', onAbort, { once: true });
+    if (signal.aborted) onAbort();
+  });
+  try {
+    return await Promise.race([call, gone]);
+  } finally {
+    if (onAbort) signal.removeEventListener('abort', onAbort);
+  }
+}
+
 export interface BackoffOptions {
   /** First delay. */
   readonly minMs: number;

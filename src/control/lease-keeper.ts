@@ -7,8 +7,9 @@
  */
 import { messageOf, PodwireError } from '../errors.js';
 import type { Address } from '../net/prefix.js';
-import { Backoff, pause, systemClock, type BackoffOptions, type Clock } from './clock.js';
+import { Backoff, pause, systemClock, untilAborted, type BackoffOptions, type Clock } from './clock.js';
 import { DesiredRoutes, type DesiredRoute, type RefusedLease, type RouteDifference } from './desired-routes.js';
+import type { LeaseKeeperListener } from './lease-listener.js';
 import type { RefusalReason } from './lease-refusal.js';
 import {
   overlap,
@@ -21,32 +22,6 @@ import {
   type StoreNotice,
 } from './lease.js';
 import type { NetworkConfig } from './network-config.js';
-
-/** Called as things happen, in their order, never concurrently. What a callback throws is an uncaught exception. */
-export interface LeaseKeeperListener {
-  /** There is no lease yet, and why; once for every new reason. */
-  waiting?(error: PodwireError): void;
-  /** The first lease. */
-  acquired?(lease: Lease, config: NetworkConfig): void;
-  renewed?(lease: Lease): void;
-  /** Our lease is gone from the store, or `holder` has it. We go on serving it while we try to get it back. */
-  ownLost?(lease: Lease, state: 'lost' | 'replaced', holder?: Lease): void;
-  /** We have the same subnet again. */
-  ownRestored?(lease: Lease): void;
-  /** The old subnet could not be had: everything built on it must move. */
-  ownChanged?(lease: Lease, previous: Lease, config: NetworkConfig): void;
-  /** The store's leases as a whole, the first time and after a break. `added` and `removed` have been called. */
-  snapshotApplied?(routes: ReadonlyMap<string, DesiredRoute>): void;
-  /** A new route, or one with other attributes than `before`. */
-  added?(route: DesiredRoute, before?: DesiredRoute): void;
-  removed?(route: DesiredRoute): void;
-  refused?(refused: RefusedLease): void;
-  /** The watch, a renewal or a re-acquisition fails; all of it is tried again. `storeUp` follows when all of it works. */
-  storeDown?(error: PodwireError): void;
-  storeUp?(): void;
-  /** What the store itself noticed: unreadable entries, duplicate identities. */
-  notice?(notice: StoreNotice): void;
-}
 
 export interface LeaseKeeperOptions {
   readonly store: LeaseStore;
@@ -140,11 +115,8 @@ export class LeaseKeeper implements AsyncDisposable {
   }
 
   get store(): StoreState {
-    return {
-      description: this.#store.description,
-      ok: this.#failing.size === 0,
-      ...(this.#lastError !== undefined && { lastError: this.#lastError }),
-    };
+    const lastError = this.#lastError !== undefined && { lastError: this.#lastError };
+    return { description: this.#store.description, ok: this.#failing.size === 0, ...lastError };
   }
 
   /**
@@ -190,8 +162,8 @@ export class LeaseKeeper implements AsyncDisposable {
     if (this.#lease) await this.#store.release(this.#lease);
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.close();
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
   }
 
   async #acquireFirst(signal: AbortSignal): Promise<Lease> {
@@ -210,7 +182,7 @@ export class LeaseKeeper implements AsyncDisposable {
         const fault = asPodwireError(error);
         if (fault.code === 'ABORTED' || fault.code === 'CLOSED' || isFatal?.(fault)) throw fault;
         this.#lastError = fault.message;
-        if (isOutage(fault)) this.#failed('lease', fault);
+        if (fault.code === 'STORE_UNAVAILABLE') this.#failed('lease', fault);
         if (told !== fault.message) this.#tell(() => listener?.waiting?.(fault));
         told = fault.message;
         await pause(this.#clock, backoff.nextMs(), signal);
@@ -224,7 +196,7 @@ export class LeaseKeeper implements AsyncDisposable {
     isServing = false,
   ): Promise<{ lease: Lease; config: NetworkConfig }> {
     const { owner, ttlMs } = this.#options;
-    const config = await untilAborted(this.#store.network(signal), signal);
+    const config = await untilAborted(this.#store.network(signal), signal, 'reading the network config');
     const attributes = this.#attributes;
     const request: AcquireRequest = {
       attributes,
@@ -233,7 +205,7 @@ export class LeaseKeeper implements AsyncDisposable {
       ...(owner !== undefined && { owner }),
       ...(ttlMs !== undefined && { ttlMs }),
     };
-    const lease = await untilAborted(this.#store.acquire(request, signal), signal);
+    const lease = await untilAborted(this.#store.acquire(request, signal), signal, 'acquiring a lease');
     this.#config = config;
     this.#lease = lease;
     this.#lostTo = undefined;
@@ -277,7 +249,11 @@ export class LeaseKeeper implements AsyncDisposable {
 
   async #renew(signal: AbortSignal): Promise<void> {
     const attributes = this.#attributes;
-    const renewed = await untilAborted(this.#store.renew({ ...this.#lease!, attributes }, signal), signal);
+    const renewed = await untilAborted(
+      this.#store.renew({ ...this.#lease!, attributes }, signal),
+      signal,
+      'renewing a lease',
+    );
     this.#lease = renewed;
     this.#isStale = attributes !== this.#attributes;
     this.#tell(() => this.#options.listener?.renewed?.(renewed));
@@ -419,25 +395,6 @@ export class LeaseKeeper implements AsyncDisposable {
       });
     }
   }
-}
-
-/** The result of a store call, without waiting for a store that hangs once nobody wants it any more. */
-async function untilAborted<T>(call: Promise<T>, signal: AbortSignal): Promise<T> {
-  let onAbort: (() => void) | undefined;
-  const gone = new Promise<never>((_resolve, reject) => {
-    onAbort = () => reject(new PodwireError('ABORTED', 'the lease keeper was closed'));
-    signal.addEventListener('abort', onAbort, { once: true });
-    if (signal.aborted) onAbort();
-  });
-  try {
-    return await Promise.race([call, gone]);
-  } finally {
-    if (onAbort) signal.removeEventListener('abort', onAbort);
-  }
-}
-
-function isOutage(error: PodwireError): boolean {
-  return error.code === 'STORE_UNAVAILABLE' || error.code === 'PERMISSION';
 }
 
 function asPodwireError(error: unknown): PodwireError {

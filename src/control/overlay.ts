@@ -16,7 +16,8 @@ import { networksOf, type UdpBackend } from './backends/udp.js';
 import { Backoff, type Clock, pause } from './clock.js';
 import type { DesiredRoute } from './desired-routes.js';
 import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
-import type { LeaseKeeper, LeaseKeeperListener, StoreState } from './lease-keeper.js';
+import type { LeaseKeeper, StoreState } from './lease-keeper.js';
+import type { LeaseKeeperListener } from './lease-listener.js';
 import type { NetworkConfig } from './network-config.js';
 
 /**

@@ -278,9 +278,9 @@ describe('taking over a file', () => {
 
   it('never loses a file that is being replaced meanwhile', async () => {
     // The taker may catch the new text, and must put it back: whoever wrote it relies on it.
-    let isOver = false;
+    const stop = new AbortController();
     const taking = (async () => {
-      while (!isOver)
+      while (!stop.signal.aborted)
         await Promise.all(Array.from({ length: 3 }, () => new LeaseFiles(path).take(name, 'old', undefined)));
     })();
     let lost = 0;
@@ -294,7 +294,7 @@ describe('taking over a file', () => {
         if ((await content().catch(() => undefined)) !== `renewed ${i}`) lost++;
       }
     }
-    isOver = true;
+    stop.abort();
     await taking;
     expect(lost).toBe(0);
     expect(await readdir(join(path, '.podwire'))).toEqual([]);

@@ -1,7 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ManualClock } from '../../../src/control/clock.js';
 import { encodeLease } from '../../../src/control/lease-codec.js';
-import { LeaseKeeper, type LeaseKeeperListener, type LeaseKeeperOptions } from '../../../src/control/lease-keeper.js';
+import { LeaseKeeper, type LeaseKeeperOptions } from '../../../src/control/lease-keeper.js';
+import type { LeaseKeeperListener } from '../../../src/control/lease-listener.js';
 import { leaseKey } from '../../../src/control/lease-key.js';
 import { MemoryStoreServer, type MemoryFault, type MemoryOperation } from '../../../src/control/stores/memory.js';
 import { PodwireError } from '../../../src/errors.js';
