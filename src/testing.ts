@@ -20,3 +20,12 @@ export { packetPortContract } from './testing/port-contract.js';
 export type { ContractCase } from './testing/port-contract.js';
 export { LEASES, LINK_PORT, openMemoryLink, until } from './testing/port-link.js';
 export type { LinkEnd, OpenLink, PortLink } from './testing/port-link.js';
+export { ManualClock } from './control/clock.js';
+export type { Clock } from './control/clock.js';
+export { memoryStore, MemoryStoreServer } from './control/stores/memory.js';
+export type {
+  MemoryFault,
+  MemoryOperation,
+  MemoryStoreOptions,
+  MemoryStoreServerOptions,
+} from './control/stores/memory.js';

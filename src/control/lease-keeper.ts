@@ -1,9 +1,8 @@
 /**
  * Keeps one host's lease alive and knows everybody else's, over any store and through any fault of it.
  *
- * It waits for the config, acquires, renews before the lease ends, gets the same subnet back when the lease is lost,
- * and turns what the store reports into routes. It never ends on its own: whatever fails is told once, tried
- * again with growing, jittered delays, and until then everything stays as it was.
+ * It never ends on its own: whatever fails is told once, tried again with growing, jittered delays, and until then
+ * everything stays as it was.
  */
 import { messageOf, PodwireError } from '../errors.js';
 import type { Address } from '../net/prefix.js';
@@ -49,8 +48,6 @@ export interface StoreState {
   /** The latest failure, also when it is over. */
   readonly lastError?: string;
 }
-
-const HOUR_MS = 60 * 60 * 1000;
 
 export class LeaseKeeper implements AsyncDisposable {
   readonly #options: LeaseKeeperOptions;
@@ -368,7 +365,7 @@ export class LeaseKeeper implements AsyncDisposable {
     const { expiresAt } = this.#lease!;
     if (!expiresAt) return Number.POSITIVE_INFINITY;
     const leftMs = Math.max(0, expiresAt.getTime() - this.#clock.now());
-    const marginMs = this.#options.renewMarginMs ?? Math.min(HOUR_MS, leftMs / 3);
+    const marginMs = this.#options.renewMarginMs ?? Math.min(3_600_000, leftMs / 3);
     // A margin longer than the lease's life means as early as is reasonable.
     const untilMarginMs = leftMs > marginMs ? leftMs - marginMs : leftMs / 10;
     const delayMs = Math.max(100, untilMarginMs * (0.9 + this.#random() / 10));
