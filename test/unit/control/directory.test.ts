@@ -469,7 +469,7 @@ describe.skipIf(missing({ root: true, commands: ['mount', 'umount'] }))('a file 
 
   beforeEach(async () => {
     mount('-t', 'tmpfs', '-o', 'size=256k,nr_inodes=64', 'tmpfs', path);
-    cleanups.push(async () => execFileSync('umount', [path]));
+    cleanups.push(async () => execFileSync('umount', ['--lazy', path]));
     await mkdir(subnets);
     await writeFile(join(path, 'config'), '{"Network":"10.42.0.0/16"}');
     await put('10.42.5.0-24', value('192.0.2.5'));
