@@ -51,8 +51,12 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'ping'], files
       expect(await answers(a.pod, '-c', '2', '-i', '0.05', '-M', 'do', '-s', '1444', '-W', '5', b.podAddress)).toBe(2);
       expect(await answers(b.pod, '-c', '2', '-i', '0.05', '-M', 'dont', '-s', '20000', a.podAddress)).toBe(2);
       expect(await answers(a.pod, '-c', '2', '-i', '0.05', '-s', '20000', b.podAddress6)).toBe(2);
-      // From the host itself: flannel's own address is the source.
+      // From the host itself: flannel's own address is the source. TTLs: only the two kernels count hops.
       expect((await ping(a.ns, '-c', '1', '-W', '5', b.podAddress)).code).toBe(0);
+      const echo = await ping(a.pod, '-c', '1', '-W', '5', '-t', '3', b.podAddress);
+      expect(echo.stdout).toContain(' ttl=62 ');
+      expect((await ping(a.pod, '-c', '1', '-W', '5', '-t', '2', b.podAddress)).stdout).toContain('exceeded');
+      expect((await ping(b.pod, '-c', '1', '-W', '5', '-t', '3', a.podAddress6)).stdout).toContain(' ttl=62 ');
 
       for (const [from, to, port] of [
         [pods[0], b.podAddress, tcp[1]!],
