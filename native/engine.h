@@ -134,7 +134,10 @@ struct pw_engine {
   size_t turn_bytes;       /* of the last turn, for the spin's judgement */
   int64_t udp_backoff_until; /* UDP_SEGMENT was refused by the device: not tried before (CLOCK_MONOTONIC ns) */
   unsigned udp_refusals;
-  int spin_score;
+  int spin_score;          /* below 0: the adaptive spin is off */
+  int spin_waits;          /* short waits left to the next trial */
+  int spin_backoff;        /* what spin_waits starts from */
+  int spin_streak;         /* hits in a row at the highest score */
   unsigned header_used;
   uint16_t message_sender[PW_MAX_MESSAGES];
   struct pw_flow flow[PW_FLOW_SLOTS];
