@@ -31,6 +31,7 @@ import { FamilyLeaves } from './leaves.js';
 import type { Definition, NextHop, NextHopRow, ParsedNextHop } from './next-hops.js';
 import { NextHopTable, checkedMtu, parseNextHop } from './next-hops.js';
 import { Reclaimer } from './reclaim.js';
+import { addressKey } from './senders.js';
 import { TrieSpace } from './trie.js';
 
 export type { NextHop, NextHopRow } from './next-hops.js';
@@ -163,21 +164,26 @@ export class Fib implements RouteTable {
     const rowKeys = new Set<string>();
     for (const [prefix, nextHop] of routes) {
       const where = Prefix.from(prefix);
-      wanted.set(where.toString(), [where, parseNextHop(nextHop)]);
+      wanted.set(`${addressKey(where.address)}/${where.length}`, [where, parseNextHop(nextHop)]);
     }
     for (const [, parsed] of wanted.values()) rowKeys.add(parsed.rowKey);
     this.#checkRoutes(wanted.size);
     this.#checkNextHops(rowKeys.size);
 
-    const obsolete: Prefix[] = [];
-    for (const [prefix] of this.#routes()) if (!wanted.has(prefix.toString())) obsolete.push(prefix);
-    obsolete.sort((a, b) => a.length - b.length);
+    const kept = { 4: new Set<number>(), 6: new Set<number>() };
     const changed = [...wanted.values()].filter(([prefix, parsed]) => {
       const leaves = this.#leaves(prefix.family);
-      return leaves.definition(leaves.find(prefix))?.parsed.key !== parsed.key;
+      const slot = leaves.find(prefix);
+      kept[prefix.family].add(slot);
+      return leaves.definition(slot)?.parsed.key !== parsed.key;
     });
-    changed.sort(([a], [b]) => b.length - a.length);
+    const obsolete: Prefix[] = [];
+    for (const [leaves, slots] of [[this.#leaves4, kept[4]] as const, [this.#leaves6, kept[6]] as const]) {
+      for (const slot of leaves.routes()) if (!slots.has(slot)) obsolete.push(leaves.prefix(slot));
+    }
     if (changed.length === 0 && obsolete.length === 0) return;
+    obsolete.sort((a, b) => a.length - b.length);
+    changed.sort(([a], [b]) => b.length - a.length);
 
     // Next hops of changed routes are released at the end, so that undoing needs no memory and cannot fail.
     const done: Change[] = [];
@@ -200,7 +206,10 @@ export class Fib implements RouteTable {
   }
 
   entries(): IterableIterator<readonly [Prefix, NextHop]> {
-    const entries = Array.from(this.#routes(), ([prefix, definition]) => [prefix, definition.nextHop] as const);
+    const entries: (readonly [Prefix, NextHop])[] = [];
+    for (const leaves of [this.#leaves4, this.#leaves6]) {
+      for (const slot of leaves.routes()) entries.push([leaves.prefix(slot), leaves.definition(slot)!.nextHop]);
+    }
     return entries.values();
   }
 
@@ -305,11 +314,6 @@ export class Fib implements RouteTable {
 
   #leaves(family: Family): FamilyLeaves {
     return family === 4 ? this.#leaves4 : this.#leaves6;
-  }
-
-  *#routes(): Generator<readonly [Prefix, Definition], void, undefined> {
-    yield* this.#leaves4.routes();
-    yield* this.#leaves6.routes();
   }
 
   #checkRoutes(routes: number): void {

@@ -35,9 +35,9 @@
  * | < 0, bits 30..27 = 0       | skip record, IPv6 only: 4 pattern words, the entry to go on with if the    |
  * |                            | first `depth` address bits are the pattern's, the leaf if not, `depth`, 0  |
  *
- * Leaves are below 2^27. Bits 26..0 of a pointer are an index into `words`. A root consumes the first 16 address bits. No chunk reaches
- * across a 32-bit border of the address, so that a reader holds one address word at a time; skip records do, and
- * compare the whole address again rather than only what is new.
+ * Leaves are below 2^27, and bits 26..0 of a pointer are an index into `words`. A root consumes the first 16 address
+ * bits. No chunk reaches across a 32-bit border of the address, so that a reader holds one address word at a time;
+ * skip records do, and compare the whole address again rather than only what is new.
  *
  * Reclamation is by epochs (quiescent states). A reader's word holds the epoch it entered in, or 0 while it holds no
  * reference to the table: before its first and after its last batch, while it waits in the kernel (native code

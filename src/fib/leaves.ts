@@ -63,19 +63,17 @@ export class FamilyLeaves {
     this.#definitions[slot] = definition;
   }
 
-  /** All prefixes with a next hop, in address order, covering ones first. Change nothing meanwhile. */
-  *routes(): Generator<readonly [Prefix, Definition], void, undefined> {
-    for (const node of this.#trie.tree.nodes()) {
-      const definition = this.#definitions[node];
-      if (definition !== undefined) yield [this.#prefix(node), definition];
-    }
+  /** The slots of all routes, in address order, covering ones first. Change nothing meanwhile. */
+  *routes(): Generator<number, void, undefined> {
+    for (const slot of this.#trie.tree.nodes()) if (this.#definitions[slot] !== undefined) yield slot;
   }
 
-  #prefix(node: number): Prefix {
+  /** The prefix that is kept there. */
+  prefix(slot: number): Prefix {
     const { keys, keyWords, length } = this.#trie.tree;
     const bytes = new Uint8Array(keyWords * 4);
     const view = new DataView(bytes.buffer);
-    for (let i = 0; i < keyWords; i++) view.setInt32(4 * i, keys[node * keyWords + i]!);
-    return Prefix.of(Address.fromBytes(bytes), length[node]!);
+    for (let i = 0; i < keyWords; i++) view.setInt32(4 * i, keys[slot * keyWords + i]!);
+    return Prefix.of(Address.fromBytes(bytes), length[slot]!);
   }
 }
