@@ -20,7 +20,6 @@ import { KernelSide } from './kernel.js';
 import type { DataplaneOptions, ResolvedOptions } from './options.js';
 import { resolveOptions } from './options.js';
 import { PeerRoutes } from './peer-routes.js';
-import type { PathMtuStats } from './pmtu.js';
 import { PathMtuTable } from './pmtu.js';
 import {
   NOTE_SPOOFED,
@@ -31,42 +30,11 @@ import {
   SOURCE_CHECKS,
   readNote,
 } from './policy.js';
-import type { WorkerState } from './supervisor.js';
+import type { DataplaneStats } from './stats.js';
 import { Supervisor } from './supervisor.js';
 
 export type { DataplaneOptions } from './options.js';
-
-export interface PeerStats {
-  /** Underlay address and port of the next hop. */
-  readonly address: string;
-  readonly port: number;
-  readonly txPackets: number;
-  readonly txBytes: number;
-  /** Received from this host; hosts with several ports share one receive count. */
-  readonly rxPackets: number;
-  readonly rxBytes: number;
-  /** Bytes of outer packet. */
-  readonly pathMtu: number;
-  readonly routes: number;
-}
-
-export interface DataplaneStats {
-  /** Sums over all workers, and the kernel's overflows; see counters.ts for what each one means. */
-  readonly totals: Readonly<Record<TotalName, number>>;
-  readonly workers: readonly {
-    readonly state: WorkerState;
-    readonly restarts: number;
-    readonly counters: Readonly<Record<string, number>>;
-  }[];
-  readonly peers: readonly PeerStats[];
-  readonly routes: number;
-  readonly pathMtu: PathMtuStats;
-  /** The latest outer sender whose packets were refused, and how many notes were taken. */
-  readonly offenders: {
-    readonly unknownSender?: { readonly address: string; readonly count: number };
-    readonly spoofedSource?: { readonly address: string; readonly count: number };
-  };
-}
+export type { DataplaneStats, PeerStats } from './stats.js';
 
 /** What closes over a running data plane's parts; `internals` is for podwire's own tests. */
 interface Parts {

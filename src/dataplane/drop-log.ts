@@ -3,8 +3,8 @@
  * rose gets one line, at most one a minute, with what it means and how much came since its last line.
  */
 import { COUNTERS, KERNEL_DROPS } from './counters.js';
-import type { DataplaneStats } from './dataplane.js';
 import type { Logger } from './logger.js';
+import type { DataplaneStats } from './stats.js';
 
 const LOOK_EVERY_MS = 1000;
 const LINE_EVERY_MS = 60_000;

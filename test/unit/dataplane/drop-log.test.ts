@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { COUNTER_NAMES, KERNEL_DROPS } from '../../../src/dataplane/counters.js';
-import type { DataplaneStats } from '../../../src/dataplane/dataplane.js';
 import { DropLog } from '../../../src/dataplane/drop-log.js';
 import { silentLogger } from '../../../src/dataplane/logger.js';
+import type { DataplaneStats } from '../../../src/dataplane/stats.js';
 
 function bed() {
   const totals = Object.fromEntries([...COUNTER_NAMES, ...Object.keys(KERNEL_DROPS)].map((name) => [name, 0]));

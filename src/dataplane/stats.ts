@@ -1,0 +1,36 @@
+/** What {@link Dataplane.stats} gives: counters, peers and path MTUs at one moment. */
+import type { TotalName } from './counters.js';
+import type { PathMtuStats } from './pmtu.js';
+import type { WorkerState } from './supervisor.js';
+
+export interface PeerStats {
+  /** Underlay address and port of the next hop. */
+  readonly address: string;
+  readonly port: number;
+  readonly txPackets: number;
+  readonly txBytes: number;
+  /** Received from this host; hosts with several ports share one receive count. */
+  readonly rxPackets: number;
+  readonly rxBytes: number;
+  /** Bytes of outer packet. */
+  readonly pathMtu: number;
+  readonly routes: number;
+}
+
+export interface DataplaneStats {
+  /** Sums over all workers, and the kernel's overflows; see counters.ts for what each one means. */
+  readonly totals: Readonly<Record<TotalName, number>>;
+  readonly workers: readonly {
+    readonly state: WorkerState;
+    readonly restarts: number;
+    readonly counters: Readonly<Record<string, number>>;
+  }[];
+  readonly peers: readonly PeerStats[];
+  readonly routes: number;
+  readonly pathMtu: PathMtuStats;
+  /** The latest outer sender whose packets were refused, and how many notes were taken. */
+  readonly offenders: {
+    readonly unknownSender?: { readonly address: string; readonly count: number };
+    readonly spoofedSource?: { readonly address: string; readonly count: number };
+  };
+}
