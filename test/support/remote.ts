@@ -147,6 +147,17 @@ export class Remote implements AsyncDisposable {
         .filter(([name, value]) => value !== 0 && !loop.test(name)),
     );
   }
+  /**
+   * The changes since `before`, once they are what is wanted or a while has passed: counters follow packets by a
+   * moment. For `expect(await engine.reached(before, wanted)).toEqual(wanted)`.
+   */
+  async reached(before: DataplaneStats, wanted: Readonly<Record<string, number>>): Promise<Record<string, number>> {
+    const text = (counters: Readonly<Record<string, number>>): string =>
+      JSON.stringify(Object.entries(counters).sort());
+    const what = `counters ${text(wanted)}`;
+    await until(async () => text(await this.changes(before)) === text(wanted), { what }).catch(() => undefined);
+    return await this.changes(before);
+  }
   close(): Promise<number> {
     return this.call('close');
   }
