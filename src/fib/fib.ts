@@ -362,6 +362,7 @@ export class Fib implements RouteTable {
   }
 
   #finish(change: Change): void {
+    this.#nextHops.settle(change.after);
     if (change.before !== undefined) this.#nextHops.release(change.before);
     this.#reclaimer.collect();
   }

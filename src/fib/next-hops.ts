@@ -85,6 +85,8 @@ export interface Definition {
   /** What `lookup` and `entries` show. */
   readonly nextHop: NextHop;
   routes: number;
+  /** Whether its MTU has been given to the host. */
+  settled: boolean;
 }
 
 export const DEFAULT_PORT = 8285;
@@ -249,7 +251,8 @@ export class NextHopTable {
   }
 
   /**
-   * The definition for one more route, with its row written and its senders published.
+   * The definition for one more route, with its row written and its senders published. Call {@link settle} once the
+   * route is published, or {@link release} when it could not be.
    *
    * @throws PodwireError CAPACITY, with nothing changed.
    */
@@ -263,13 +266,19 @@ export class NextHopTable {
         if (row.routes === 0) this.#removeRow(row);
         throw error;
       }
-      definition = { parsed, row, nextHop: shown(parsed), routes: 0 };
+      definition = { parsed, row, nextHop: shown(parsed), routes: 0, settled: false };
       this.#definitions.set(parsed.key, definition);
-      if (parsed.mtu !== undefined) this.#setHostMtu(row.host, parsed.mtu);
     }
     definition.routes++;
     definition.row.routes++;
     return definition;
+  }
+
+  /** Gives the host of a new definition its path MTU. */
+  settle(definition: Definition): void {
+    if (definition.settled) return;
+    definition.settled = true;
+    if (definition.parsed.mtu !== undefined) this.#setHostMtu(definition.row.host, definition.parsed.mtu);
   }
 
   /** One route less; call it after readers can no longer get the row for that route. */
@@ -348,7 +357,7 @@ export class NextHopTable {
       this.#hostNumbers.putBack(id);
       throw error;
     }
-    const host: Host = { address: parsed.address, id, rows: [], pathMtu: this.#options.underlayMtu };
+    const host: Host = { address: parsed.address, id, rows: [], pathMtu: parsed.mtu ?? this.#options.underlayMtu };
     this.#hosts.set(addressKey(parsed.address), host);
     return host;
   }

@@ -437,10 +437,11 @@ describe('limits', () => {
     fib = new Fib(small);
     reader = new FibReader(small, 0);
     for (let i = 0; i < 8; i++) fib.set(`10.${i}.7.0/24`, host(1 + (i % 3)));
+    fib.setPathMtu('192.0.2.1', 1300);
     fib.setLocal(['10.3.7.0/24']);
     const before = state();
     const roots = wordsView(small).slice(0, SENDERS4_ROOT);
-    const wanted = Array.from({ length: 60 }, (_, i) => [`10.${i}.7.0/24`, host(4 + (i % 5))] as const);
+    const wanted = Array.from({ length: 60 }, (_, i) => [`10.${i}.7.0/24`, host(1 + (i % 5), { mtu: 1400 })] as const);
     const error = refusal(() => fib.replace(wanted));
     expect(error.code).toBe('CAPACITY');
     expect(error.message).toMatch(/^the forwarding table is full: \d+ of 512 words in use; open it with a larger/);
