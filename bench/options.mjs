@@ -21,7 +21,7 @@ export const USAGE = `Usage: npm run bench -- MODE [options]
 
 MODE
   throughput   TCP with iperf3, 1 and 4 streams; processor time per GB; memory
-  pps          UDP packet rates, 64 and 1400 bytes: flood, and the highest rate with less than 1 % loss
+  pps          UDP packet rates, 64 and 1392 bytes: flood, and the highest rate with less than 1 % loss
   latency      round trips: ping-pong, and paced at ${PACES.join(', ')} packets/s
   agent        an idle agent's processor time and memory; garbage collections of its
                workers under load; route updates while packets pass

@@ -16,7 +16,7 @@ import { measurePps } from './throughput/pps.mjs';
 import { measureTcp } from './throughput/tcp.mjs';
 
 /** UDP payload sizes of the packet rates, bytes. */
-export const SIZES = [64, 1400];
+export const SIZES = [64, 1392];
 
 /**
  * @typedef {object} Sample what one start of one contender gave

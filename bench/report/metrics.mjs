@@ -43,7 +43,7 @@ function tcp(streams) {
 }
 
 /**
- * @param {64 | 1400} size
+ * @param {64 | 1392} size
  * @param {string} unit
  * @returns {Metric[]}
  */
@@ -84,7 +84,7 @@ export const METRICS = [
   ...tcp(1),
   ...tcp(4),
   ...udp(64, 'kpps'),
-  ...udp(1400, 'Gbit/s'),
+  ...udp(1392, 'Gbit/s'),
   rtt('ping.p50', 'ping-pong RTT, p50', PING),
   rtt('ping.p99', 'ping-pong RTT, p99', PING),
   rtt('ping.p999', 'ping-pong RTT, p99.9', PING),
@@ -118,7 +118,7 @@ export const METRICS = [
     title: 'garbage collections of the workers under load',
     unit: '',
     better: 'lower',
-    definition: 'lines of --trace-gc of all threads but the main one, both agents, 1400 B flood',
+    definition: 'lines of --trace-gc of all threads but the main one, both agents, 1392 B flood',
   },
   {
     id: 'updates.rate',

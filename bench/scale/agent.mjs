@@ -45,7 +45,7 @@ export async function loadForGarbage(bed, { loadSeconds }) {
   await bed.warmUp(2);
   const loadAt = performance.now();
   await bed.withServerTool('pps', 'receive', loadSeconds + 10, () =>
-    bed.clientTool('pps', 'send', { size: 1400, seconds: loadSeconds, rate: 0 }, (loadSeconds + 10) * 1000),
+    bed.clientTool('pps', 'send', { size: 1392, seconds: loadSeconds, rate: 0 }, (loadSeconds + 10) * 1000),
   );
   const logs = bed.session.daemons;
   return () => {

@@ -77,7 +77,7 @@ describe.skipIf(missing({ ...PROGRAMS, ...AGENT }))('npm run bench', () => {
           'tcp1.gbps',
           'tcp4.cpuPerGB',
           'udp64.flood',
-          'udp1400.flood',
+          'udp1392.flood',
           'ping.p50',
           'paced2000.p99',
         ]) {
