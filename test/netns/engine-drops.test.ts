@@ -8,7 +8,7 @@ import type { Host } from '../support/engine-lab.js';
 import { EngineLab } from '../support/engine-lab.js';
 import { bytes, ipv4, ipv6, ramp, toHex, udpPacket } from '../support/packets.js';
 import { until } from '../support/process.js';
-import type { Remote } from '../support/remote.js';
+import type { Datagram, Remote } from '../support/remote.js';
 import { missing } from '../support/requires.js';
 
 const PEER = '192.168.77.2';
@@ -177,7 +177,7 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip'], files: ['dist
       await pod.udpReceived(PORT);
       const sizes = [0, 1, 7, 500, 1444, 20_000, 60_000];
       await send(PEER, ...sizes.map((size) => inner('10.244.2.2', undefined, ramp(size, size))));
-      const got = [];
+      const got: Datagram[] = [];
       await until(async () => got.push(...(await pod.udpReceived(PORT))) >= sizes.length, { what: 'all datagrams' });
       expect(got.map(({ from, port, hex }) => [from, port, hex])).toEqual(
         sizes.map((size) => ['10.244.2.2', 9, toHex(ramp(size, size))]),

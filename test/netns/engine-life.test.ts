@@ -7,7 +7,8 @@ import type { DataplaneOptions } from '../../src/dataplane/dataplane.js';
 import { EngineLab } from '../support/engine-lab.js';
 import type { Host } from '../support/engine-lab.js';
 import { until } from '../support/process.js';
-import { Remote, RemoteError } from '../support/remote.js';
+import type { Remote } from '../support/remote.js';
+import { RemoteError } from '../support/remote.js';
 import { missing } from '../support/requires.js';
 
 /** Far above the 100 ms that a stop may take on a quiet machine: what is proved is that it never hangs. */

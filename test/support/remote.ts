@@ -1,7 +1,9 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { DataplaneOptions, DataplaneStats } from '../../src/dataplane/dataplane.js';
 import type { Capabilities } from '../../src/io/ports.js';
 import type { NetNs } from './netns.js';
-import { Process, root, until } from './process.js';
+import type { Process } from './process.js';
+import { root, until } from './process.js';
 
 /** A call that the other process answered with an error. */
 export class RemoteError extends Error {
@@ -75,8 +77,10 @@ export class Remote implements AsyncDisposable {
    * @param through a program and arguments to run Node with, such as `setpriv …`
    */
   static async start(ns: NetNs, node: readonly string[] = [], through: readonly string[] = []): Promise<Remote> {
-    const [command, ...args] = [...through, process.execPath, ...node, `${root}/test/support/remote-host.mjs`];
-    const remote = new Remote(ns.spawn(command!, args, { stdio: ['pipe', 'pipe', 'pipe'] }));
+    const script = `${root}/test/support/remote-host.mjs`;
+    // `env` only runs what follows, so that it can be another program than Node.
+    const args = [...through, process.execPath, ...node, script];
+    const remote = new Remote(ns.spawn('env', args, { stdio: ['pipe', 'pipe', 'pipe'] }));
     await remote.event('ready');
     return remote;
   }
@@ -152,10 +156,8 @@ export class Remote implements AsyncDisposable {
    * moment. For `expect(await engine.reached(before, wanted)).toEqual(wanted)`.
    */
   async reached(before: DataplaneStats, wanted: Readonly<Record<string, number>>): Promise<Record<string, number>> {
-    const text = (counters: Readonly<Record<string, number>>): string =>
-      JSON.stringify(Object.entries(counters).sort());
-    const what = `counters ${text(wanted)}`;
-    await until(async () => text(await this.changes(before)) === text(wanted), { what }).catch(() => undefined);
+    const arrived = async (): Promise<boolean> => isDeepStrictEqual(await this.changes(before), { ...wanted });
+    await until(arrived, { what: 'the counters' }).catch(() => undefined);
     return await this.changes(before);
   }
   close(): Promise<number> {
