@@ -42,6 +42,11 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
     await lab.open(peer, b, { workers: 1 });
   });
   afterEach(async () => {
+    // Whatever a test broke and, failing, did not mend.
+    await a.ns.run('ip', ['route', 'del', 'blackhole', `${b.underlay}/32`]);
+    await a.ns.ip('link', 'set', 'eth0', 'mtu', '1500', 'up');
+    await ethtool(a.ns, 'eth0', { tx: true });
+    await podA.call('udpFloodStop');
     await engine[Symbol.asyncDispose]();
     await peer[Symbol.asyncDispose]();
   });
@@ -58,7 +63,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
 
   it('goes on when the device loses its offloads', async () => {
     await bulk();
-    const before = await engine.stats();
+    const before = await engine.quiet();
     expect(before.totals.fallbackUdpSegment).toBe(0);
     // Linux before 6.11 refuses UDP_SEGMENT on such a device (EIO): eight times, then it is left in peace.
     await ethtool(a.ns, 'eth0', { tx: false });
@@ -99,7 +104,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
 
   it('goes on after UDP_SEGMENT sends and their datagrams were refused (EINVAL)', async () => {
     await bulk();
-    const before = await engine.stats();
+    const before = await engine.quiet();
     await a.ns.ip('route', 'add', 'blackhole', `${b.underlay}/32`);
     await atOnce(300, 500);
     await expectChanges(before, { dropSendError: 300 }, 'fallbackUdpSegment');
@@ -110,7 +115,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
 
   it('counts what a smaller underlay MTU refuses (EMSGSIZE), and only that', async () => {
     expect(await large(3)).toBe(3);
-    const before = await engine.stats();
+    const before = await engine.quiet();
     await a.ns.ip('link', 'set', 'eth0', 'mtu', '1400');
     expect(await large(5)).toBe(0);
     expect(await engine.reached(before, { dropSendTooBig: 5 })).toEqual({ dropSendTooBig: 5 });
@@ -123,7 +128,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
 
   it('counts what finds no way while the link is down, and goes on when it is back', async () => {
     expect((await exchange(3)).answered).toBe(3);
-    const before = await engine.stats();
+    const before = await engine.quiet();
     await a.ns.ip('link', 'set', 'eth0', 'down');
     await podA.udpSend({ address: b.podAddress, port: 9, datagrams: Array<string>(50).fill('00') });
     expect(await engine.reached(before, { dropSendError: 50 })).toEqual({ dropSendError: 50 });
@@ -134,7 +139,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
 
   it('counts what the kernel does not take while the TUN is down', async () => {
     await a.ns.ip('link', 'set', 'flannel0', 'down');
-    const before = await engine.stats();
+    const before = await engine.quiet();
     const packet = toHex(udpPacket({ src: b.podAddress, dst: a.podAddress, dport: 9, payload: [1] }));
     await using world = await lab.remote(c.ns);
     await engine.routes([[b.subnet, { address: b.underlay, senders: [c.underlay] }]]);
@@ -150,7 +155,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
   it('is not disturbed by a dead peer’s port unreachable', async () => {
     // Host c has no data plane: its kernel answers every datagram with an ICMP error to the very socket we send from.
     await engine.routes([...lab.routes(a)]);
-    const before = await engine.stats();
+    const before = await engine.quiet();
     const flood = { address: c.podAddress, port: 9, size: 64 };
     await podA.call('udpFlood', flood);
     const { answered, lost } = await exchange(300);
@@ -192,7 +197,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
     // The host's own routing fell for it …
     await until(async () => (await a.ns.ip('route', 'get', b.underlay)).includes('mtu 600'), { what: 'the forgery' });
     // … and the data plane did not.
-    const before = await engine.stats();
+    const before = await engine.quiet();
     expect(await large(5)).toBe(5);
     await bulk();
     const changes = await engine.changes(before);
@@ -204,7 +209,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
   });
 
   it('shows what overflowed while the workers did not run', async () => {
-    const before = await engine.stats();
+    const before = await engine.quiet();
     const queued = 6000;
     engine.process.child.kill('SIGSTOP');
     await podA.udpSend({ address: b.podAddress, port: 9, datagrams: Array<string>(queued).fill('00') });
@@ -226,7 +231,7 @@ describe.skipIf(missing(needs))('faults of the underlay', () => {
   it('shows what a receive queue refused', async () => {
     await using world = await lab.remote(c.ns);
     const packet = toHex(udpPacket({ src: c.podAddress, dst: a.podAddress, dport: 9, payload: [] }));
-    const before = await engine.stats();
+    const before = await engine.quiet();
     await podA.udpListen(a.podAddress, 9);
     engine.process.child.kill('SIGSTOP');
     let sent = 0;

@@ -138,6 +138,18 @@ export class Remote implements AsyncDisposable {
   stats(): Promise<DataplaneStats> {
     return this.call('stats');
   }
+  /** The counters once nothing is under way: two looks in a row find the same packets and drops. */
+  async quiet(): Promise<DataplaneStats> {
+    let last = await this.stats();
+    return await until(
+      async () => {
+        const before = last;
+        last = await this.stats();
+        return isDeepStrictEqual(await this.changes(before), {}) && last;
+      },
+      { what: 'the counters to stand still', intervalMs: 30 },
+    );
+  }
   /**
    * Counters that changed since `before`, kernel-side overflows included. Left out: those of the loop itself, and
    * dropMulticast, which counts what IPv6 says on every new link.
