@@ -25,6 +25,12 @@ export const UNDERLAY_MTU = 1500;
  */
 export const INNER_MTU = 1420;
 
+/** Hosts forward; bridged packets do not pass iptables, whether or not somebody loaded br_netfilter on this machine. */
+const HOST_SYSCTLS = [
+  'echo 1 > /proc/sys/net/ipv4/ip_forward',
+  'for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$file" ] || echo 0 > "$file"; done',
+].join('; ');
+
 /**
  * @typedef {object} Host
  * @property {string} netns
@@ -95,7 +101,7 @@ export class Topology {
     for (const host of this.hosts) {
       await ipBatch(host.podNetns, ['link set lo up']);
       await ipBatch(host.netns, ['link set lo up', `address add ${host.address}/24 dev ${host.device}`]);
-      await run(['sh', '-c', 'echo 1 > /proc/sys/net/ipv4/ip_forward'], { namespace: host.netns });
+      await run(['sh', '-c', HOST_SYSCTLS], { namespace: host.netns });
       if (this.underlay === 'nic') await makePlainNic(host);
       await ipBatch(host.netns, [`link set ${host.device} up`]);
       this.features = await readFeatures(host);
