@@ -101,6 +101,10 @@ describe.skipIf(missing(needs))('ICMP to a pod', () => {
     await ping(host.pod, '-c', '1', '-W', '1', '-M', 'dont', '-s', '4000', NOWHERE);
     expect(await settled(engine, before, 3)).toEqual({ dropNoRoute: 3, repliesSent: 1, repliesSuppressed: 2 });
 
+    before = await engine.stats();
+    await pod.udpSend({ address: NOWHERE, port: 9, datagrams: ['5a'.repeat(4000)] });
+    expect(await settled(engine, before, 3)).toEqual({ dropNoRoute: 3, repliesSent: 1, repliesSuppressed: 2 });
+
     // The pod answers a datagram to a closed port with port unreachable, to an address that nobody leased.
     before = await engine.stats();
     const closed = udpPacket({ src: NOWHERE, dst: host.podAddress, dport: 1, payload: [1] });

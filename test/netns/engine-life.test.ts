@@ -13,6 +13,8 @@ import { missing } from '../support/requires.js';
 
 /** Far above the 100 ms that a stop may take on a quiet machine: what is proved is that it never hangs. */
 const SOON_MS = 1000;
+/** The fastest of several must be far below the second after which a blocked worker would wake up by itself. */
+const PROMPT_MS = 250;
 const needs = { root: true, tun: true, commands: ['ip', 'ping', 'setpriv'], files: ['dist/dataplane/dataplane.js'] };
 
 describe.skipIf(missing(needs))('life of a data plane', () => {
@@ -159,16 +161,19 @@ describe.skipIf(missing(needs))('life of a data plane', () => {
     }
 
     it('by close(), idle', async () => {
-      const ms = await engine.close();
-      console.log(`close() of an idle data plane: ${ms.toFixed(1)} ms`);
-      expect(ms).toBeLessThan(SOON_MS);
+      const times = [];
+      for (let i = 0; i < 3; i++) {
+        if (i > 0) await engine.open(lab.options(a, { workers: 3 })); // port and name are free again, in this process
+        times.push(await engine.close());
+        expect(await devices()).not.toContain('flannel0');
+      }
+      console.log(`close() of an idle data plane: ${times.map((ms) => ms.toFixed(1)).join(', ')} ms`);
+      expect(Math.max(...times)).toBeLessThan(SOON_MS);
+      expect(Math.min(...times)).toBeLessThan(PROMPT_MS);
       await engine.event('closed');
-      expect(engine.events.find(({ event }) => event === 'closed')?.error).toBeUndefined();
-      expect(await devices()).not.toContain('flannel0');
+      expect(engine.events.filter(({ event, error }) => event === 'closed' && error !== undefined)).toEqual([]);
       expect((await engine.stats()).workers.map(({ state }) => state)).toEqual(['stopped', 'stopped', 'stopped']);
-      expect(await engine.close()).toBeLessThan(SOON_MS); // a second time
-      // Port and device name are free again, in the same process.
-      await engine.open(lab.options(a));
+      expect(await engine.close()).toBeLessThan(SOON_MS); // once more changes nothing
     });
 
     it('by close(), while flooded', async () => {
@@ -182,16 +187,15 @@ describe.skipIf(missing(needs))('life of a data plane', () => {
       ['process.exit()', 'exit', { code: 3 }, 3, ''],
       ['an uncaught exception', 'throw', { message: 'injected' }, 1, 'injected'],
     ])('by %s, idle and flooded', async (_, call, given, code, text) => {
-      for (const flood of [false, true]) {
+      const times: number[] = [];
+      for (const flood of [false, false, false, true]) {
         const end = async (): Promise<number> => {
           const from = performance.now();
           await engine.call(call, given);
           await engine.process.finished;
           return performance.now() - from;
         };
-        const ms = flood ? await flooded(end) : await end();
-        console.log(`${call}${flood ? ', flooded' : ''}: ${ms.toFixed(1)} ms`);
-        expect(ms).toBeLessThan(2 * SOON_MS);
+        times.push(flood ? await flooded(end) : await end());
         const finished = await engine.process.finished;
         expect(finished.code).toBe(code);
         expect(finished.stderr).toContain(text);
@@ -199,6 +203,9 @@ describe.skipIf(missing(needs))('life of a data plane', () => {
         engine = await lab.remote(a.ns);
         await lab.open(engine, a, { workers: 3 });
       }
+      console.log(`${call}: ${times.map((ms) => ms.toFixed(1)).join(', ')} ms, the last one flooded`);
+      expect(Math.max(...times)).toBeLessThan(2 * SOON_MS);
+      expect(Math.min(...times.slice(0, -1))).toBeLessThan(PROMPT_MS);
     });
 
     it.each([false, true])('by the end of its device (flooded: %s)', async (flood) => {

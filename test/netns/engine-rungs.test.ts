@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { TunRung, UdpRung } from '../../src/io/ports.js';
-import { EngineLab, answers, ping } from '../support/engine-lab.js';
+import { EngineLab, answers, ping, plug } from '../support/engine-lab.js';
 import type { Remote } from '../support/remote.js';
 import { until } from '../support/process.js';
 import { missing } from '../support/requires.js';
@@ -102,6 +102,46 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'ping'], files
       else expect(calls).toBeGreaterThanOrEqual(1);
       expect(await first.close()).toBeLessThan(1000);
       expect(await second.close()).toBeLessThan(1000);
+    });
+
+    it.each(['auto', 'single'] as const)('over an IPv6 underlay, udp %s', async (udp) => {
+      const [a, b] = lab.hosts as [(typeof lab.hosts)[0], (typeof lab.hosts)[0]];
+      await using first = await lab.remote(a.ns);
+      await using second = await lab.remote(b.ns);
+      for (const [engine, host, other] of [
+        [first, a, b],
+        [second, b, a],
+      ] as const) {
+        const bind = { address: `fd76::${String(host.number)}` };
+        const opened = await engine.open(lab.options(host, { bind, offload: { udp }, workers: 1 }));
+        expect(opened.mtu).toMatchObject({ overlay: 1452, overhead: 48 });
+        const hop = `fd76::${String(other.number)}`;
+        await engine.routes([
+          [other.subnet, hop],
+          [other.subnet6, hop],
+        ]);
+        await plug(host.ns, opened, `10.244.${String(host.number)}.0/32`);
+      }
+      expect(await answers(a.pod, '-c', '2', '-i', '0.05', '-M', 'do', '-s', '1424', '-W', '5', b.podAddress)).toBe(2);
+      // The pods' links take more than this overlay: the hosts' kernels tell the pods, which then know.
+      for (const [from, to] of [
+        [a, b],
+        [b, a],
+      ] as const) {
+        const told = await ping(from.pod, '-c', '1', '-s', '9000', '-W', '1', to.podAddress6);
+        expect(told.stdout).toContain('Packet too big: mtu=1452');
+      }
+      expect(await answers(b.pod, '-c', '2', '-i', '0.05', '-s', '9000', '-W', '5', a.podAddress6)).toBe(2);
+      for (const { pod } of [a, b]) await pod.ip('-6', 'route', 'flush', 'cache');
+      const bulk = await pods[0].tcpSend(b.podAddress, tcp[1]!, 4 * MIB);
+      expect(bulk.arrived).toEqual(bulk.sent);
+      for (const engine of [first, second]) {
+        const { totals, peers } = await engine.stats();
+        const drops = Object.entries(totals).filter(([name, value]) => name.startsWith('drop') && value !== 0);
+        expect(drops.filter(([name]) => name !== 'dropMulticast')).toEqual([]);
+        expect(peers).toHaveLength(1);
+        expect(peers[0]!.rxPackets).toBeGreaterThan(20);
+      }
     });
 
     it('takes different rungs on both sides', async () => {
