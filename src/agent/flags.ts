@@ -98,7 +98,7 @@ export const FLAGS: readonly Flag[] = [
   own('lease-ttl', 'text', 'duration', 'life of the lease without renewal (30s, 90m, 24h)', '24h'),
   own('release-on-exit', 'bool', 'bool', 'give the lease back on a clean stop', 'false'),
   own('device', 'text', 'name', 'TUN device, %d is a free number', 'flannel%d'),
-  own('tx-queue-length', 'text', 'packets', 'queue of the TUN device (default: the kernel default)'),
+  own('tx-queue-length', 'text', 'packets', 'queue of the TUN device (default: 2000)'),
   own('workers', 'text', 'auto|N', 'worker threads, one TUN queue and socket each', 'auto'),
   own('source-check', 'text', 'off|lease|strict', 'who may send to us, and for whom', 'lease'),
   own('source-port', 'text', 'flow|fixed', 'outer source port: one a flow, or always the port', 'flow'),
