@@ -34,7 +34,7 @@ int pw_engine_create(const struct pw_config *c, struct pw_engine **out)
     return -ENOMEM;
   e->c = *c;
   e->spin_score = -1;
-  e->spin_waits = e->spin_backoff = 16;
+  e->spin_waits = e->spin_backoff = PW_SPIN_WAITS_MIN;
   e->lane = calloc(c->send_count, sizeof *e->lane);
   if (!e->lane) {
     free(e);

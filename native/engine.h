@@ -30,6 +30,7 @@
 #define PW_UDP_SLOT (65536 + 1088) /* the odd gap keeps slots off the same cache sets (kernel-facts 10) */
 #define PW_SEGMENT_TABLE 4096
 #define PW_FLOW_SLOTS 64
+#define PW_SPIN_WAITS_MIN 16 /* short waits before the first trial of the adaptive spin */
 
 struct pw_virtio_header { /* struct virtio_net_hdr, host byte order as TUN has it unless told otherwise */
   uint8_t flags, gso_type;

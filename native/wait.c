@@ -19,7 +19,6 @@
 #define SCORE_MISS 4
 #define SOON 4        /* a wait is soon over within this many spin lengths */
 #define TRIAL_SPIN 2  /* spin lengths of a spin while its score is not above a trial's */
-#define WAITS_MIN 16
 #define WAITS_MAX 65536
 #define FORGIVING_STREAK 256
 #define CROWDED 20    /* a yield that took this many spin lengths met somebody who computes */
@@ -47,7 +46,7 @@ static void learn_from_spin(struct pw_engine *e, bool hit)
   if (e->spin_score > SCORE_MAX) {
     e->spin_score = SCORE_MAX;
     if (++e->spin_streak >= FORGIVING_STREAK)
-      e->spin_backoff = WAITS_MIN;
+      e->spin_backoff = PW_SPIN_WAITS_MIN;
   } else {
     e->spin_streak = 0;
   }

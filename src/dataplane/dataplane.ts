@@ -14,7 +14,7 @@ import type { OverlayMtu } from '../net/mtu.js';
 import type { Prefix } from '../net/prefix.js';
 import { Address } from '../net/prefix.js';
 import type { TotalName } from './counters.js';
-import { COUNTER_COUNT, COUNTER_NAMES, KERNEL_DROPS, namedCounters } from './counters.js';
+import { COUNTER_COUNT, COUNTER_NAMES, namedCounters } from './counters.js';
 import { DropLog } from './drop-log.js';
 import { KernelSide } from './kernel.js';
 import type { DataplaneOptions, ResolvedOptions } from './options.js';
@@ -87,7 +87,7 @@ export class Dataplane implements AsyncDisposable {
     });
     this.routes = new PeerRoutes(fib, options.address.family, this.#pathMtu);
     this.#dropLog = new DropLog(
-      () => this.stats(),
+      () => ({ totals: this.#totals(), offenders: this.#offenders() }),
       options.logger,
       () => this.#pathMtu.refresh(),
     );
@@ -150,17 +150,10 @@ export class Dataplane implements AsyncDisposable {
 
   /** Everything that is counted, at the moment of the call. Cheap enough for once a second, not for once a packet. */
   stats(): DataplaneStats {
-    const { fib, kernel, supervisor, policy } = this.#parts;
-    const totals = {} as Record<TotalName, number>;
-    for (const name of [...COUNTER_NAMES, ...(Object.keys(KERNEL_DROPS) as (keyof typeof KERNEL_DROPS)[])]) {
-      totals[name] = 0;
-    }
+    const { fib, supervisor } = this.#parts;
     const workers = supervisor.workers.map(({ state, restarts, batch }) => {
-      const counters = namedCounters(batch.counters);
-      for (const name of COUNTER_NAMES) totals[name] += counters[name];
-      return { state, restarts, counters };
+      return { state, restarts, counters: namedCounters(batch.counters) };
     });
-    if (this.#closing === undefined) Object.assign(totals, kernel.overflows());
     const peers = fib.nextHopRows().map((row) => {
       const sum = [0, 0, 0, 0];
       for (const { batch } of supervisor.workers) {
@@ -173,18 +166,13 @@ export class Dataplane implements AsyncDisposable {
       const { port, pathMtu, routes } = row;
       return { address, port, txPackets, txBytes, rxPackets, rxBytes, pathMtu, routes };
     });
-    const unknownSender = offender(policy, NOTE_UNKNOWN_SENDER);
-    const spoofedSource = offender(policy, NOTE_SPOOFED);
     return {
-      totals,
+      totals: this.#totals(),
       workers,
       peers,
       routes: fib.size,
       pathMtu: this.#pathMtu.stats(),
-      offenders: {
-        ...(unknownSender === undefined ? {} : { unknownSender }),
-        ...(spoofedSource === undefined ? {} : { spoofedSource }),
-      },
+      offenders: this.#offenders(),
     };
   }
 
@@ -200,6 +188,26 @@ export class Dataplane implements AsyncDisposable {
   /** For podwire's own tests: makes a worker fail. See worker.ts for `how`. */
   injectFailure(worker: number, how: number): void {
     this.#parts.supervisor.inject(worker, how);
+  }
+
+  #totals(): Record<TotalName, number> {
+    const { kernel, supervisor } = this.#parts;
+    const totals = {} as Record<TotalName, number>;
+    COUNTER_NAMES.forEach((name, index) => {
+      totals[name] = supervisor.workers.reduce((sum, { batch }) => sum + batch.counters[index]!, 0);
+    });
+    const open = this.#closing === undefined;
+    return Object.assign(totals, open ? kernel.overflows() : { dropTunQueue: 0, dropSocketOverflow: 0 });
+  }
+
+  #offenders(): DataplaneStats['offenders'] {
+    const { policy } = this.#parts;
+    const unknownSender = offender(policy, NOTE_UNKNOWN_SENDER);
+    const spoofedSource = offender(policy, NOTE_SPOOFED);
+    return {
+      ...(unknownSender === undefined ? {} : { unknownSender }),
+      ...(spoofedSource === undefined ? {} : { spoofedSource }),
+    };
   }
 
   #shutDown(): Promise<void> {

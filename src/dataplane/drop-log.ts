@@ -23,7 +23,7 @@ interface Seen {
 }
 
 export class DropLog {
-  readonly #read: () => DataplaneStats;
+  readonly #read: () => Pick<DataplaneStats, 'totals' | 'offenders'>;
   readonly #logger: Logger;
   /** Called when the underlay refused datagrams for their size: the host's MTUs may have changed. */
   readonly #onSendTooBig: () => void;
@@ -34,7 +34,7 @@ export class DropLog {
 
   /** @param now milliseconds that never go back */
   constructor(
-    read: () => DataplaneStats,
+    read: () => Pick<DataplaneStats, 'totals' | 'offenders'>,
     logger: Logger,
     onSendTooBig: () => void,
     now: () => number = () => performance.now(),
