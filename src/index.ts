@@ -18,7 +18,7 @@ export type { Capabilities } from './io/ports.js';
 export { joinOverlay } from './control/join.js';
 export type { OverlayOptions } from './control/join.js';
 export type { LeaseState, Overlay, OverlayLease, OverlayStatus } from './control/overlay.js';
-export type { DataplaneChoices } from './control/backends/udp.js';
+export type { DataplaneChoices } from './control/backends/backend.js';
 export type { InterfaceChoice, SelectedInterface } from './host/select-interface.js';
 
 export { directoryStore } from './control/stores/directory.js';

@@ -35,7 +35,8 @@ export interface AgentStatus {
     readonly state: LeaseState;
     readonly reason?: string;
   }[];
-  readonly dataplane: DataplaneStats;
+  /** Absent where the kernel carries the packets. */
+  readonly dataplane?: DataplaneStats;
   readonly store: { readonly description: string; readonly ok: boolean; readonly lastError?: string };
 }
 
@@ -77,7 +78,7 @@ export function agentStatus(
       state: entry.state,
       ...(entry.reason === undefined ? {} : { reason: entry.reason }),
     })),
-    dataplane: overlay.dataplane,
+    ...(overlay.dataplane === undefined ? {} : { dataplane: overlay.dataplane }),
     store: overlay.store,
   };
 }
@@ -91,13 +92,19 @@ export function formatStatus(status: AgentStatus, now: Date = new Date()): strin
     `lease      ${lease.subnet}${lease.subnet6 === undefined ? '' : ` ${lease.subnet6}`}  public ${lease.publicIp}  ${formatExpiry(lease, now)}`,
     `device     ${device.name}  mtu ${device.mtu}  over ${status.interface.name} ${status.interface.address} mtu ${status.interface.mtu} (${status.interface.why})`,
     `store      ${store.description}  ${store.ok ? 'ok' : `FAILING: ${store.lastError ?? 'unknown'}`}`,
-    `workers    ${dataplane.workers.map((worker) => `${worker.state}${worker.restarts > 0 ? ` (${worker.restarts} restarts)` : ''}`).join(', ')}`,
-    `packets    ${formatTraffic(dataplane)}`,
-    `drops      ${formatDrops(dataplane)}`,
+    ...(dataplane === undefined ? ['packets    carried by the kernel'] : formatEngine(dataplane)),
     '',
     ...formatPeers(status),
   ];
   return `${lines.join('\n')}\n`;
+}
+
+function formatEngine(dataplane: DataplaneStats): string[] {
+  return [
+    `workers    ${dataplane.workers.map((worker) => `${worker.state}${worker.restarts > 0 ? ` (${worker.restarts} restarts)` : ''}`).join(', ')}`,
+    `packets    ${formatTraffic(dataplane)}`,
+    `drops      ${formatDrops(dataplane)}`,
+  ];
 }
 
 function formatExpiry(lease: AgentStatus['lease'], now: Date): string {
@@ -120,7 +127,7 @@ function formatDrops({ totals }: DataplaneStats): string {
 }
 
 function formatPeers(status: AgentStatus): string[] {
-  const counters = new Map(status.dataplane.peers.map((peer) => [peer.address, peer]));
+  const counters = new Map((status.dataplane?.peers ?? []).map((peer) => [peer.address, peer]));
   const rows = status.leases.map((lease) => {
     const peer = counters.get(lease.publicIp);
     return [

@@ -14,7 +14,8 @@ import { type InterfaceChoice, selectInterface } from '../host/select-interface.
 import { checkSubnetEnvWritable, type PreviousSubnets, readPreviousSubnets } from '../host/subnet-env.js';
 import { checkSystem } from '../host/system.js';
 import type { Family } from '../net/prefix.js';
-import { type DataplaneChoices, UdpBackend } from './backends/udp.js';
+import type { DataplaneChoices } from './backends/backend.js';
+import { openBackend } from './backends/table.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
 import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
 import { LeaseKeeper } from './lease-keeper.js';
@@ -101,23 +102,21 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   throwIfAborted(signal, 'joining the overlay');
   const undo: (() => Promise<void>)[] = [];
   try {
-    const backend = await UdpBackend.open({
+    const opened: { overlay?: RunningOverlay } = {};
+    const backend = await openBackend({
       network,
       underlay,
       runner,
       logger,
       dataplane: options.dataplane ?? {},
+      onRouteFault: (prefix, reason) => opened.overlay?.onRouteFault(prefix, reason),
+      ...(subnetFile === false ? {} : { subnetFile }),
       ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
       ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),
     });
     undo.push(() => backend.close());
     logger.info(
-      {
-        device: backend.dataplane.device.name,
-        mtu: backend.dataplane.mtu.overlay,
-        port: backend.port,
-        ...backend.dataplane.capabilities,
-      },
+      { backend: backend.type, device: backend.device, mtu: backend.mtu, ...backend.facts },
       'data plane open',
     );
     const overlay = new RunningOverlay({
@@ -130,6 +129,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       ipMasq: options.ipMasq ?? false,
       ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
     });
+    opened.overlay = overlay;
     const owner = options.owner ?? (await hostIdentity(backend.attributes.publicIp));
     // A call that is under way when the start is called off may still end with a lease in the store.
     let acquiring: Promise<Lease> | undefined;

@@ -36,7 +36,12 @@ export interface NetworkConfig {
   readonly backend: BackendConfig;
 }
 
-/** All backend names flannel registers; which of them podwire runs is the agent's business. */
+/** The enabled pod networks, IPv4 first. */
+export function networksOf(network: NetworkConfig): Prefix[] {
+  return [network.network, network.ipv6Network].filter((prefix) => prefix !== undefined);
+}
+
+/** All backend names flannel registers; which of them podwire runs: backends/table.ts. */
 export const BACKEND_TYPES: readonly string[] = [
   'udp',
   'vxlan',

@@ -11,14 +11,14 @@ import type { Runner } from '../host/exec.js';
 import { enableForwarding } from '../host/forwarding.js';
 import type { SelectedInterface } from '../host/select-interface.js';
 import { formatSubnetEnv, type SubnetEnv, subnetEnvEquals, writeSubnetEnv } from '../host/subnet-env.js';
-import type { Family } from '../net/prefix.js';
-import { networksOf, type UdpBackend } from './backends/udp.js';
+import type { Family, Prefix } from '../net/prefix.js';
+import type { Backend } from './backends/backend.js';
 import { Backoff, type Clock, pause } from './clock.js';
 import type { DesiredRoute } from './desired-routes.js';
 import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
 import type { LeaseKeeper, StoreState } from './lease-keeper.js';
 import type { LeaseKeeperListener } from './lease-listener.js';
-import type { NetworkConfig } from './network-config.js';
+import { type NetworkConfig, networksOf } from './network-config.js';
 
 /**
  * `routed`: its subnets are sent to that host. `refused`: the lease makes no sense. `ignored`: another backend's.
@@ -46,14 +46,16 @@ export interface OverlayStatus {
   /** Undefined when none was asked for. */
   readonly subnetFile: { readonly path: string; readonly written: boolean } | undefined;
   readonly leases: readonly OverlayLease[];
-  readonly dataplane: DataplaneStats;
+  /** Undefined where the kernel carries the packets. */
+  readonly dataplane: DataplaneStats | undefined;
   readonly store: StoreState;
 }
 
 export interface Overlay extends AsyncDisposable {
   readonly network: NetworkConfig;
   readonly interface: SelectedInterface;
-  readonly dataplane: Dataplane;
+  /** The user-space engine; undefined where the kernel carries the packets. */
+  readonly dataplane: Dataplane | undefined;
   /** The lease that this host serves now. */
   readonly lease: Lease;
   /** Resolves after {@link close}; rejects when the data plane has failed for good. Faults of the store do neither. */
@@ -67,7 +69,7 @@ export interface Overlay extends AsyncDisposable {
 }
 
 export interface RunningOverlayOptions {
-  readonly backend: UdpBackend;
+  readonly backend: Backend;
   readonly underlay: SelectedInterface;
   readonly logger: Logger;
   readonly runner: Runner;
@@ -86,7 +88,7 @@ export class RunningOverlay implements Overlay {
   /** For the lease keeper; routes follow as soon as it has leases, also before {@link begin}. */
   readonly listener: LeaseKeeperListener;
   readonly #options: RunningOverlayOptions;
-  readonly #backend: UdpBackend;
+  readonly #backend: Backend;
   readonly #logger: Logger;
   /** Prefixes of accepted leases that are not in the data plane, and why. */
   readonly #unrouted = new Map<string, { readonly state: 'ignored' | 'failed'; readonly reason: string }>();
@@ -103,11 +105,11 @@ export class RunningOverlay implements Overlay {
     this.#backend = options.backend;
     this.#logger = options.logger;
     this.interface = options.underlay;
-    this.closed = options.backend.dataplane.closed;
+    this.closed = options.backend.closed;
     this.listener = this.#makeListener();
   }
 
-  get dataplane(): Dataplane {
+  get dataplane(): Dataplane | undefined {
     return this.#backend.dataplane;
   }
 
@@ -149,8 +151,8 @@ export class RunningOverlay implements Overlay {
     this.#logger.info(
       {
         subnet: subnetsOf(lease).join(' '),
-        device: this.dataplane.device.name,
-        mtu: this.dataplane.mtu.overlay,
+        device: this.#backend.device,
+        mtu: this.#backend.mtu,
         ...(this.#options.subnetFile === false ? {} : { subnetFile: this.#options.subnetFile }),
       },
       'ready',
@@ -165,8 +167,8 @@ export class RunningOverlay implements Overlay {
       interface: this.interface,
       lease: this.lease,
       leaseHeld: this.#leaseHeld,
-      device: this.dataplane.device.name,
-      mtu: this.dataplane.mtu.overlay,
+      device: this.#backend.device,
+      mtu: this.#backend.mtu,
       subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
       leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),
       dataplane: this.#backend.stats,
@@ -229,6 +231,7 @@ export class RunningOverlay implements Overlay {
       snapshotApplied: (routes) => {
         if (!this.#snapshotSeen) logger.info({ routes: routes.size }, 'leases of the other hosts are known');
         this.#snapshotSeen = true;
+        this.#backend.routesComplete();
       },
       added: (route, before) => this.#addRoute(route, before),
       removed: (route) => this.#removeRoute(route),
@@ -260,6 +263,18 @@ export class RunningOverlay implements Overlay {
       this.#unrouted.set(prefix, { state: 'failed', reason: messageOf(error) });
       this.#logger.error({ subnet: prefix }, `route not set: ${messageOf(error)}`);
     }
+  }
+
+  /** For the backend: a route that was taken could not be programmed after all, or (undefined) now is. */
+  onRouteFault(prefix: Prefix, reason: string | undefined): void {
+    const key = prefix.toString();
+    if (reason === undefined) {
+      this.#unrouted.delete(key);
+      this.#logger.info({ subnet: key }, 'route set after all');
+      return;
+    }
+    this.#unrouted.set(key, { state: 'failed', reason });
+    this.#logger.error({ subnet: key }, `route not set: ${reason}`);
   }
 
   #removeRoute(route: DesiredRoute): void {
@@ -336,7 +351,7 @@ export class RunningOverlay implements Overlay {
 
   get #subnetEnv(): SubnetEnv {
     const { network, lease } = this.#state;
-    const env = { mtu: this.dataplane.mtu.overlay as number, ipMasq: this.#options.ipMasq };
+    const env = { mtu: this.#backend.mtu, ipMasq: this.#options.ipMasq };
     const subnets = subnetsOf(lease);
     const subnet = subnets.find(({ family }) => family === 4);
     const ipv6Subnet = subnets.find(({ family }) => family === 6);

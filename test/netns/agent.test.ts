@@ -62,7 +62,7 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
       leases: [{ subnet: `${await subnetBase(b)}.0/24`, publicIp: b.underlay, backendType: '', state: 'routed' }],
       store: { ok: true },
     });
-    expect(seen.dataplane.totals.egressPackets).toBeGreaterThan(0);
+    expect(seen.dataplane?.totals.egressPackets).toBeGreaterThan(0);
     const lifeMs = Date.parse(seen.lease.expiresAt ?? '') - Date.now();
     expect(lifeMs).toBeGreaterThan(23 * 3_600_000);
     expect(lifeMs).toBeLessThanOrEqual(24 * 3_600_000);
@@ -131,7 +131,7 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
     expect((await first.stop()).code).toBe(0);
     expect(await bed.leases()).toEqual([`${await subnetBase(b)}.0-24`]);
     await until(async () => (await statusOf(b)).leases.length === 0, { what: `${gone} to be withdrawn` });
-    expect((await statusOf(b)).dataplane.routes).toBe(0);
+    expect((await statusOf(b)).dataplane?.routes).toBe(0);
     const answer = await b.ns.run('ping', ['-c', '1', '-W', '1', '-n', `${gone}.0`]);
     expect(answer.stdout).toContain('Destination Net Unreachable');
   });
@@ -285,8 +285,8 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
     await a.ns.ip('route', 'add', `${b.underlay}/32`, 'dev', 'eth0', 'mtu', '1300');
     try {
       await bed.startBoth();
-      await until(async () => (await statusOf(a)).dataplane.peers[0]?.pathMtu === 1300, { what: 'a path MTU of 1300' });
-      expect((await statusOf(b)).dataplane.peers[0]?.pathMtu).toBe(1500);
+      await until(async () => (await statusOf(a)).dataplane?.peers[0]?.pathMtu === 1300, { what: 'a path MTU of 1300' });
+      expect((await statusOf(b)).dataplane?.peers[0]?.pathMtu).toBe(1500);
     } finally {
       await a.ns.ip('route', 'del', `${b.underlay}/32`);
     }

@@ -114,8 +114,8 @@ class AgentNode implements OverlayNode {
     const { leases, dataplane } = await this.#agent.status();
     return {
       routed: leases.filter((lease) => lease.state === 'routed').map((lease) => lease.subnet),
-      totals: dataplane.totals,
-      workers: dataplane.workers.map((worker) => worker.counters),
+      totals: dataplane?.totals ?? {},
+      workers: dataplane?.workers.map((worker) => worker.counters) ?? [],
     };
   }
 

@@ -1,22 +1,17 @@
 /**
  * The `udp` backend: one {@link Dataplane} with flannel's framing, the host's side of its TUN, and the routes that
- * follow the leases.
- *
- * Life: `open` (device and sockets, no lease needed: whatever can fail on this host fails before a lease is taken),
- * `begin` (addresses, link, kernel route), then `setPeer`, `removePeer`, `changeSubnet`, at last `close`, after which
- * the kernel has nothing of ours left.
+ * follow the leases. After `close` the kernel has nothing of ours left.
  */
-import { Dataplane, type DataplaneOptions, type DataplaneStats } from '../../dataplane/dataplane.js';
-import type { Logger } from '../../dataplane/logger.js';
+import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
 import { PodwireError } from '../../errors.js';
 import { configuredMtuReader } from '../../host/configured-mtu.js';
-import type { Runner } from '../../host/exec.js';
 import { addSubnets, bringUp, listOwnAddresses, listTunDevices, removeSubnets } from '../../host/overlay-link.js';
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
-import type { SelectedInterface } from '../../host/select-interface.js';
 import type { Address, Prefix } from '../../net/prefix.js';
 import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
-import { backendOption, type NetworkConfig } from '../network-config.js';
+import { backendOption, type NetworkConfig, networksOf } from '../network-config.js';
+import type { Backend, BackendOptions } from './backend.js';
+import { refuseLoop } from './underlay.js';
 
 /** flannel's port (contract 4.1); the same on every host of a network, because no lease names it. */
 export const DEFAULT_UDP_PORT = 8285;
@@ -24,31 +19,15 @@ export const DEFAULT_UDP_PORT = 8285;
 /** How many diverting routes are named one by one. */
 const NAMED_ROUTES = 4;
 
-/** What the caller may choose about the data plane; the rest follows from the network and the host. */
-export type DataplaneChoices = Pick<
-  DataplaneOptions,
-  'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'maxRoutes'
->;
-
-export interface UdpBackendOptions {
-  readonly network: NetworkConfig;
-  readonly underlay: SelectedInterface;
-  readonly dataplane: DataplaneChoices;
-  readonly txQueueLength?: number;
-  readonly runner: Runner;
-  readonly logger: Logger;
-  /** Seam for tests; default {@link Dataplane.open}. */
-  readonly openDataplane?: (options: DataplaneOptions) => Promise<Dataplane>;
-}
-
-export class UdpBackend implements AsyncDisposable {
+export class UdpBackend implements Backend {
+  readonly type = 'udp';
   readonly dataplane: Dataplane;
   readonly port: number;
-  readonly #options: UdpBackendOptions;
+  readonly #options: BackendOptions;
   readonly #networks: readonly Prefix[];
   readonly #ownAddresses: readonly Address[];
 
-  private constructor(options: UdpBackendOptions, dataplane: Dataplane, port: number, own: readonly Address[]) {
+  private constructor(options: BackendOptions, dataplane: Dataplane, port: number, own: readonly Address[]) {
     this.#options = options;
     this.dataplane = dataplane;
     this.port = port;
@@ -62,7 +41,7 @@ export class UdpBackend implements AsyncDisposable {
    * @throws {PodwireError} `INVALID_CONFIG` and `UNSUPPORTED` (the network config), `INTERFACE` (a colliding route, an
    *   underlay inside the overlay), and what {@link Dataplane.open} throws.
    */
-  static async open(options: UdpBackendOptions): Promise<UdpBackend> {
+  static async open(options: BackendOptions): Promise<UdpBackend> {
     const { network, underlay, runner, logger } = options;
     const port = portOf(network);
     const bind = underlay.address;
@@ -112,15 +91,26 @@ export class UdpBackend implements AsyncDisposable {
     return [this.attributes.publicIp, ...this.#ownAddresses];
   }
 
+  get device(): string {
+    return this.dataplane.device.name;
+  }
+
+  get mtu(): number {
+    return this.dataplane.mtu.overlay;
+  }
+
+  get closed(): Promise<void> {
+    return this.dataplane.closed;
+  }
+
+  get facts(): Readonly<Record<string, unknown>> {
+    return { port: this.port, ...this.dataplane.capabilities };
+  }
+
   get stats(): DataplaneStats {
     return this.dataplane.stats();
   }
 
-  /**
-   * Sets the device up for the lease: from here on packets flow.
-   *
-   * @throws {PodwireError} `INTERFACE`, `COMMAND_FAILED`; then the backend must be closed.
-   */
   async begin(lease: Lease): Promise<void> {
     const { runner, logger, txQueueLength } = this.#options;
     const { name } = this.dataplane.device;
@@ -136,12 +126,6 @@ export class UdpBackend implements AsyncDisposable {
     await this.#warnOfDivertingRoutes(lease);
   }
 
-  /**
-   * A new subnet in place of an old one: both are served while `publish` tells the host's consumers, then the old one
-   * is let go.
-   *
-   * @throws {PodwireError} `COMMAND_FAILED`; the old subnet is then still served.
-   */
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
     const { runner } = this.#options;
     const { name } = this.dataplane.device;
@@ -154,26 +138,23 @@ export class UdpBackend implements AsyncDisposable {
     await removeSubnets(runner, name, gone);
   }
 
-  /** Why the lease of another host cannot be followed by this backend, beyond what every backend refuses. */
   refusal(lease: Lease): string | undefined {
     const { backendType, publicIp } = lease.attributes;
     if (backendType !== '' && backendType !== 'udp') return `its backend is ${backendType}, ours is udp`;
     return publicIp.isUnspecified ? 'it has no IPv4 address for the udp tunnel' : undefined;
   }
 
-  /**
-   * Sends a prefix to the host of its lease. The tunnel's outside is IPv4 whatever the prefix is.
-   *
-   * @throws {PodwireError} `CAPACITY`; the table is as before.
-   */
+  /** The tunnel's outside is IPv4 whatever the prefix is. */
   setRoute(prefix: Prefix, lease: Lease): void {
     this.dataplane.routes.set(prefix, { address: lease.attributes.publicIp, port: this.port });
   }
 
-  /** False when there was no such route. */
   removeRoute(prefix: Prefix): boolean {
     return this.dataplane.routes.delete(prefix);
   }
+
+  /** Routes live in the engine: an earlier run has left none. */
+  routesComplete(): void {}
 
   /** Stops the workers and closes the device; address, link and kernel route go with it. */
   async close(): Promise<void> {
@@ -198,19 +179,8 @@ export class UdpBackend implements AsyncDisposable {
   }
 }
 
-/** The enabled pod networks, IPv4 first. */
-export function networksOf(network: NetworkConfig): Prefix[] {
-  return [network.network, network.ipv6Network].filter((prefix) => prefix !== undefined);
-}
-
-/** @throws {PodwireError} `UNSUPPORTED` (another backend) or `INVALID_CONFIG` (Port). */
+/** @throws {PodwireError} `INVALID_CONFIG` (Port). */
 function portOf(network: NetworkConfig): number {
-  if (network.backend.type !== 'udp') {
-    throw new PodwireError(
-      'UNSUPPORTED',
-      `the network config asks for the backend ${JSON.stringify(network.backend.type)}: this version has udp only, set "Backend":{"Type":"udp"}`,
-    );
-  }
   const port = backendOption(network, 'Port') ?? DEFAULT_UDP_PORT;
   // flannel decodes 0 as "not given".
   if (port === 0) return DEFAULT_UDP_PORT;
@@ -221,16 +191,4 @@ function portOf(network: NetworkConfig): number {
     );
   }
   return port;
-}
-
-/** An outer packet to an address inside the overlay would be sent into the tunnel again, for ever. */
-function refuseLoop(overlay: Prefix, underlay: SelectedInterface): void {
-  for (const address of [underlay.address, underlay.publicIp, underlay.address6, underlay.publicIpv6]) {
-    if (address !== undefined && overlay.contains(address)) {
-      throw new PodwireError(
-        'INTERFACE',
-        `the address ${address.toString()} of ${underlay.name} lies inside the pod network ${overlay.toString()}, packets would go round in a loop: choose another --iface, --public-ip or Network`,
-      );
-    }
-  }
 }
