@@ -1,5 +1,6 @@
 import { accessSync, constants, existsSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { type Counterpart, describeCounterpart, findCounterpart } from './counterparts.js';
 
 /** What a test needs of the machine. */
 export interface Needs {
@@ -9,6 +10,8 @@ export interface Needs {
   readonly tun?: boolean;
   /** Programs that must be on the PATH. */
   readonly commands?: readonly string[];
+  /** Real programs that podwire is tested against. */
+  readonly counterparts?: readonly Counterpart[];
   /** Files of the built package, relative to the checkout, such as `dist/index.js`. */
   readonly files?: readonly string[];
 }
@@ -39,6 +42,9 @@ function* reasons(needs: Needs): Generator<string> {
   }
   if (needs.tun === true && !writable('/dev/net/tun')) yield 'a writable /dev/net/tun';
   for (const command of needs.commands ?? []) if (!onPath(command)) yield `the command '${command}'`;
+  for (const name of needs.counterparts ?? []) {
+    if (findCounterpart(name) === undefined) yield describeCounterpart(name);
+  }
   for (const file of needs.files ?? []) {
     if (!existsSync(new URL(`../../${file}`, import.meta.url))) yield `${file} (npm run build makes it)`;
   }
