@@ -23,6 +23,18 @@ export type { InterfaceChoice, SelectedInterface } from './host/select-interface
 
 export { directoryStore } from './control/stores/directory.js';
 export type { DirectoryStoreOptions } from './control/stores/directory.js';
-export type { AcquireRequest, Lease, LeaseAttributes, LeaseChange, LeaseStore, StoreNotice } from './control/lease.js';
+export { etcdStore } from './control/stores/etcd.js';
+export type { EtcdStoreOptions } from './control/stores/etcd.js';
+export type {
+  AcquireRequest,
+  Lease,
+  LeaseAttributes,
+  LeaseChange,
+  LeaseStore,
+  StoreMetrics,
+  StoreNotice,
+} from './control/lease.js';
+export type { LeaseSubnets } from './control/lease-key.js';
+export type { StoreAdmin } from './control/store-admin.js';
 export type { StoreState } from './control/lease-keeper.js';
 export type { BackendConfig, NetworkConfig } from './control/network-config.js';

@@ -7,6 +7,7 @@
  */
 import type { Address, Prefix } from '../net/prefix.js';
 import type { NetworkConfig } from './network-config.js';
+import type { StoreAdmin } from './store-admin.js';
 
 /** What a host tells its peers about itself; flannel's `LeaseAttrs`. */
 export interface LeaseAttributes {
@@ -78,7 +79,8 @@ export type StoreNotice =
 
 /**
  * Where leases live. Every method that throws, throws a PodwireError: `STORE_UNAVAILABLE` (try again later),
- * `NO_CONFIG`, `INVALID_CONFIG`, `OUT_OF_SUBNETS`, `LEASE_LOST`, `INVALID_ARGUMENT`, `UNSUPPORTED`, `ABORTED`, `CLOSED`.
+ * `PERMISSION` (the store refuses who we are), `NO_CONFIG`, `INVALID_CONFIG`, `OUT_OF_SUBNETS`, `LEASE_LOST`,
+ * `INVALID_ARGUMENT`, `UNSUPPORTED`, `ABORTED`, `CLOSED`.
  */
 export interface LeaseStore extends AsyncDisposable {
   /** For messages and status: `directory /var/lib/podwire`. */
@@ -101,7 +103,18 @@ export interface LeaseStore extends AsyncDisposable {
   watch(signal: AbortSignal): AsyncIterable<LeaseChange>;
   /** Calls back with every notice until the returned function is called. */
   onNotice?(listener: (notice: StoreNotice) => void): () => void;
+  /** What operators do to this store; absent where it cannot be done from here. */
+  readonly admin?: StoreAdmin;
+  /** Counters since the store was opened, names in camel case; see {@link StoreMetrics}. */
+  metrics?(): StoreMetrics;
 }
+
+/**
+ * What a store counts about itself; which names there are is the store's business. `...SecondsTotal` are seconds, all
+ * others numbers of events: `requests`, `requestErrors`, `requestSecondsTotal`, `reconnects` (a watch begun again),
+ * `resyncs` (all leases read again because changes were missed), `skippedEvents` (entries that could not be read).
+ */
+export type StoreMetrics = Readonly<Record<string, number>>;
 
 /** flannel's constant, and the default life of a lease. */
 export const DEFAULT_TTL_MS = 24 * 60 * 60 * 1000;
