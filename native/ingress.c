@@ -126,6 +126,8 @@ static void write_single(struct pw_engine *e, const struct pw_segment *s, uint32
   struct iovec iov[2] = {{&h, e->c.virtio_bytes}, {e->c.udp_arena + s->offset, s->length}};
   if (tun_write(e, e->c.virtio_bytes ? iov : iov + 1, e->c.virtio_bytes ? 2 : 1, 1))
     count_delivered(e, host, 1, s->length);
+  else if (host && host < e->c.peer_count)
+    e->c.peers[(size_t)host * PW_PEER_WORDS + PW_PEER_RX_DROPS] += 1;
 }
 
 /*

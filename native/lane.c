@@ -125,8 +125,10 @@ static int send_patiently(struct pw_engine *e, int fd, struct mmsghdr *messages,
   return n;
 }
 
-static void count_refused(struct pw_engine *e, int error, unsigned segments)
+static void count_refused(struct pw_engine *e, uint32_t row, int error, unsigned segments)
 {
+  if (row < e->c.peer_count)
+    e->c.peers[(size_t)row * PW_PEER_WORDS + PW_PEER_TX_DROPS] += segments;
   pw_count(e,
            error == -EAGAIN || error == -ENOBUFS ? PW_C_dropSocketFull
            : error == -EMSGSIZE                  ? PW_C_dropSendTooBig
@@ -156,7 +158,7 @@ static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned
     if (n == 1)
       count_sent(e, t, 1, (double)bytes);
     else
-      count_refused(e, n, 1);
+      count_refused(e, t->row, n, 1);
   }
 }
 
@@ -206,7 +208,7 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane)
         note_device_refusal(e);
       send_singly(e, fd, l, i);
     } else {
-      count_refused(e, n, l->entry[i].segments);
+      count_refused(e, l->entry[i].row, n, l->entry[i].segments);
     }
     i++;
   }

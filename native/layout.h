@@ -119,8 +119,13 @@
 #define PW_COUNTER_ENUM(name) PW_C_##name,
 enum pw_counter { PW_COUNTERS(PW_COUNTER_ENUM) PW_COUNTER_COUNT };
 
-/* per next hop and worker: float64 [txPackets, txBytes, rxPackets, rxBytes]; the rx pair is indexed by host id */
-#define PW_PEER_WORDS 4
+/*
+ * per next hop and worker: float64 [txPackets, txBytes, rxPackets, rxBytes, txDrops, rxDrops]; those of rx are indexed by
+ * host id
+ */
+#define PW_PEER_WORDS 6
+#define PW_PEER_TX_DROPS 4
+#define PW_PEER_RX_DROPS 5
 
 /* ---- next-hop row of the FIB (src/fib/layout.ts), 64 bytes ------------------------------------------------------ */
 #define PW_NEXTHOP_BYTES 64

@@ -42,6 +42,8 @@ static void add_fragments(struct pw_engine *e, unsigned lane, uint32_t row, cons
   }
   if (mtu < ip_bytes + 8 + (header_bytes - ip_bytes)) {
     pw_count(e, PW_C_dropTooBig, 1);
+    if (row < e->c.peer_count)
+      e->c.peers[(size_t)row * PW_PEER_WORDS + PW_PEER_TX_DROPS] += 1;
     return;
   }
   uint8_t original[PW_HEADER_MAX + 1]; /* the header may lie in the arena that making room can empty */

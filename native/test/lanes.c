@@ -287,8 +287,11 @@ static void one_refused_among_many(int error, unsigned times, enum pw_counter co
   EQUAL(counted(engine, PW_C_egressPackets), 15 - dropped);
   EQUAL(wire.datagrams.count, 15 - dropped);
   EQUAL(counted(engine, PW_C_fallbackUdpSegment), 0);
-  for (unsigned i = 0; i < 5; i++)
-    EQUAL(engine->c.peers[(3 + i) * PW_PEER_WORDS], dropped && i == 0 ? 0 : 3);
+  for (unsigned i = 0; i < 5; i++) {
+    const double *peer = engine->c.peers + (3 + i) * PW_PEER_WORDS, lost = dropped && i == 0 ? 3 : 0;
+    EQUAL(peer[0], 3 - lost);
+    EQUAL(peer[PW_PEER_TX_DROPS], lost);
+  }
 }
 
 static void other_refusals(void)

@@ -8,11 +8,21 @@ import type { PodwireError } from '../errors.js';
 import { Fib } from '../fib/fib.js';
 import type { RouteTable } from '../fib/fib.js';
 import { createFibMemory } from '../fib/layout.js';
-import { createBatchMemory, openBatch, PEER_WORDS } from '../io/batch.js';
+import type { Batch } from '../io/batch.js';
+import {
+  clearReceiveCounts,
+  clearTransmitCounts,
+  createBatchMemory,
+  openBatch,
+  PEER_RX_DROPS,
+  PEER_TX_DROPS,
+  PEER_WORDS,
+} from '../io/batch.js';
 import type { Capabilities } from '../io/ports.js';
 import type { OverlayMtu } from '../net/mtu.js';
 import type { Prefix } from '../net/prefix.js';
 import { Address } from '../net/prefix.js';
+import { PeerActivity } from './activity.js';
 import type { TotalName } from './counters.js';
 import { COUNTER_COUNT, COUNTER_NAMES, namedCounters } from './counters.js';
 import { DropLog } from './drop-log.js';
@@ -43,6 +53,7 @@ interface Parts {
   readonly fib: Fib;
   readonly policy: Int32Array<SharedArrayBuffer>;
   readonly supervisor: Supervisor;
+  readonly activity: PeerActivity;
 }
 
 export class Dataplane implements AsyncDisposable {
@@ -92,6 +103,7 @@ export class Dataplane implements AsyncDisposable {
       () => this.#pathMtu.refresh(),
     );
     this.#dropLog.start();
+    parts.activity.start();
   }
 
   /**
@@ -112,10 +124,15 @@ export class Dataplane implements AsyncDisposable {
       createBatchMemory(COUNTER_COUNT, memory.rowCapacity),
     );
     const batches = memories.map(openBatch);
+    const activity = new PeerActivity(batches, memory.rowCapacity);
     const fib = new Fib(memory, {
       underlayMtu: resolved.mtu.underlay,
       onNextHopAdded: (index) => {
-        for (const { peers } of batches) peers.fill(0, index * PEER_WORDS, index * PEER_WORDS + 2);
+        for (const { peers } of batches) clearTransmitCounts(peers, index);
+      },
+      onHostAdded: (id) => {
+        for (const { peers } of batches) clearReceiveCounts(peers, id);
+        activity.added(id);
       },
     });
     fib.setLocal(resolved.local, resolved.ownAddresses);
@@ -135,7 +152,7 @@ export class Dataplane implements AsyncDisposable {
       kernel.close();
       throw error;
     }
-    return new Dataplane({ options: resolved, kernel, fib, policy, supervisor }, failed);
+    return new Dataplane({ options: resolved, kernel, fib, policy, supervisor, activity }, failed);
   }
 
   /** Replaces the own leases and addresses, without a gap for those that stay. @throws PodwireError INVALID_ADDRESS */
@@ -150,21 +167,27 @@ export class Dataplane implements AsyncDisposable {
 
   /** Everything that is counted, at the moment of the call. Cheap enough for once a second, not for once a packet. */
   stats(): DataplaneStats {
-    const { fib, supervisor } = this.#parts;
+    const { fib, supervisor, activity } = this.#parts;
+    const batches = supervisor.workers.map(({ batch }) => batch);
     const workers = supervisor.workers.map(({ state, restarts, batch }) => {
       return { state, restarts, counters: namedCounters(batch.counters) };
     });
     const peers = fib.nextHopRows().map((row) => {
-      const sum = [0, 0, 0, 0];
-      for (const { batch } of supervisor.workers) {
-        for (let i = 0; i < PEER_WORDS; i++) {
-          sum[i]! += batch.peers[(i < 2 ? row.index : row.hostId) * PEER_WORDS + i]!;
-        }
-      }
-      const [txPackets, txBytes, rxPackets, rxBytes] = sum as [number, number, number, number];
-      const address = row.address.toString();
-      const { port, pathMtu, routes } = row;
-      return { address, port, txPackets, txBytes, rxPackets, rxBytes, pathMtu, routes };
+      const { index, hostId, port, pathMtu, routes } = row;
+      const lastHeardMs = activity.lastHeardMs(hostId);
+      return {
+        address: row.address.toString(),
+        port,
+        txPackets: peerSum(batches, index, 0),
+        txBytes: peerSum(batches, index, 1),
+        rxPackets: peerSum(batches, hostId, 2),
+        rxBytes: peerSum(batches, hostId, 3),
+        txDrops: peerSum(batches, index, PEER_TX_DROPS),
+        rxDrops: peerSum(batches, hostId, PEER_RX_DROPS),
+        ...(lastHeardMs === undefined ? {} : { lastHeardMs }),
+        pathMtu,
+        routes,
+      };
     });
     return {
       totals: this.#totals(),
@@ -214,12 +237,20 @@ export class Dataplane implements AsyncDisposable {
     this.#closing ??= (async () => {
       process.removeListener('exit', this.#onExit);
       this.#dropLog.stop();
+      this.#parts.activity.stop();
       this.#pathMtu.close();
       await this.#parts.supervisor.stop();
       this.#parts.kernel.close();
     })();
     return this.#closing;
   }
+}
+
+/** One word of a next hop or host over all workers. */
+function peerSum(batches: readonly Batch[], index: number, word: number): number {
+  let sum = 0;
+  for (const { peers } of batches) sum += peers[index * PEER_WORDS + word]!;
+  return sum;
 }
 
 function offender(policy: Int32Array, note: number): { readonly address: string; readonly count: number } | undefined {

@@ -45,6 +45,9 @@ import {
   META_REPLY_COUNT,
   M_FAMILY,
   M_WORD0,
+  PEER_RX_DROPS,
+  PEER_TX_DROPS,
+  PEER_WORDS,
   REPLY_BASE,
   REPLY_SLOT,
   ROW_WORDS,
@@ -111,6 +114,7 @@ export class Forwarder {
     const meta = batch.meta;
     const view = batch.tunView;
     const counters = batch.counters;
+    const peers = batch.peers;
     const fib = this.#fib;
     const overhead = this.#policy[POLICY_OVERHEAD]!;
     this.#nowIsRead = false;
@@ -156,6 +160,7 @@ export class Forwarder {
           meta[row + E_VERDICT] = next | V_FRAGMENT;
         } else {
           counters[DROP_TOO_BIG]! += segments;
+          peers[next * PEER_WORDS + PEER_TX_DROPS]! += segments;
           this.#reply(true, four, mtu, offset, length);
         }
         continue;
@@ -181,6 +186,7 @@ export class Forwarder {
       meta[row + I_VERDICT] = 0;
       if ((meta[row + I_FLAGS]! & IF_TRUNCATED) !== 0) {
         counters[DROP_TRUNCATED]! += segments;
+        this.#dropFrom(senders[meta[row + I_MESSAGE]!]!, segments);
         continue;
       }
       let source: number;
@@ -197,6 +203,7 @@ export class Forwarder {
       }
       if (wrong !== PACKET_OK) {
         counters[wrong === PACKET_TRUNCATED ? DROP_TRUNCATED : DROP_MALFORMED]! += segments;
+        this.#dropFrom(senders[meta[row + I_MESSAGE]!]!, segments);
         continue;
       }
       const message = meta[row + I_MESSAGE]!;
@@ -208,15 +215,22 @@ export class Forwarder {
       }
       if (source === LOCAL || source === SELF || (check !== SOURCE_CHECK_OFF && !this.#mayUse(source, host, check))) {
         counters[DROP_SPOOFED_SOURCE]! += segments;
+        this.#dropFrom(host, segments);
         takeNote(this.#policy, NOTE_SPOOFED, meta, MESSAGE_BASE + message * ROW_WORDS);
         continue;
       }
       if (destination !== LOCAL) {
         counters[DROP_NOT_LOCAL]! += segments;
+        this.#dropFrom(host, segments);
         continue;
       }
       meta[row + I_VERDICT] = 1 + host;
     }
+  }
+
+  /** Counts a drop for the host that sent it; 0 is nobody known. */
+  #dropFrom(host: number, segments: number): void {
+    if (host !== 0) this.#batch.peers[host * PEER_WORDS + PEER_RX_DROPS]! += segments;
   }
 
   /** Whether `host` may send from an inner source whose look-up gave `source`: leased to it, or to nobody. */

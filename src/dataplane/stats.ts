@@ -12,6 +12,12 @@ export interface PeerStats {
   /** Received from this host; hosts with several ports share one receive count. */
   readonly rxPackets: number;
   readonly rxBytes: number;
+  /** Packets for this next hop that were not sent: too big, or refused by the socket. */
+  readonly txDrops: number;
+  /** Packets from this host that were not delivered; like `rxPackets` shared by its ports. */
+  readonly rxDrops: number;
+  /** Milliseconds since a packet of this host was last delivered, to a second; absent when none was. */
+  readonly lastHeardMs?: number;
   /** Bytes of outer packet. */
   readonly pathMtu: number;
   readonly routes: number;

@@ -71,6 +71,8 @@ export interface FibOptions {
    * of its previous meaning: the moment to clear what is counted under that index.
    */
   readonly onNextHopAdded?: (index: number) => void;
+  /** The same for the id of a host: called before any reader can get it from a sender look-up. */
+  readonly onHostAdded?: (id: number) => void;
 }
 
 /** Sizes for status and tests. A word is 4 bytes. */
@@ -126,6 +128,7 @@ export class Fib implements RouteTable {
     this.#nextHops = new NextHopTable(memory, this.#space, {
       underlayMtu: checkedMtu(options.underlayMtu ?? 1500),
       onNextHopAdded: options.onNextHopAdded,
+      onHostAdded: options.onHostAdded,
     });
     this.#leaves4 = new FamilyLeaves(this.#space, ROUTES4_ROOT, 1);
     this.#leaves6 = new FamilyLeaves(this.#space, ROUTES6_ROOT, 4);

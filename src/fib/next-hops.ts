@@ -197,6 +197,8 @@ export interface NextHopOptions {
    * of its previous meaning: the moment to clear what is counted under that index.
    */
   readonly onNextHopAdded?: ((index: number) => void) | undefined;
+  /** The same for the id of a host: called before any reader can get it from a sender look-up. */
+  readonly onHostAdded?: ((id: number) => void) | undefined;
 }
 
 export class NextHopTable {
@@ -351,6 +353,7 @@ export class NextHopTable {
   #addHost(parsed: ParsedNextHop): Host {
     const id = this.#hostNumbers.take();
     if (id < 0) throw noNumber(parsed);
+    this.#options.onHostAdded?.(id);
     try {
       this.#senders.claim(parsed.address, id, true);
     } catch (error) {

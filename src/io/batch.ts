@@ -68,8 +68,24 @@ export const TUN_SLOT = 65_616;
 /** One reply is at most an ICMPv6 error: 1280 bytes. */
 export const REPLY_SLOT = 1280;
 
-/** Per next hop (transmit) and host id (receive): float64 txPackets, txBytes, rxPackets, rxBytes. */
-export const PEER_WORDS = 4;
+/** Per next hop (transmit) and host id (receive): float64 txPackets, txBytes, rxPackets, rxBytes, txDrops, rxDrops. */
+export const PEER_WORDS = 6;
+export const PEER_TX_DROPS = 4;
+export const PEER_RX_DROPS = 5;
+
+/** A next hop's index gets a new meaning: what was counted for its last one goes. */
+export function clearTransmitCounts(peers: Float64Array, index: number): void {
+  const base = index * PEER_WORDS;
+  peers.fill(0, base, base + 2);
+  peers[base + PEER_TX_DROPS] = 0;
+}
+
+/** The same for the id of a host, under which receipts are counted. */
+export function clearReceiveCounts(peers: Float64Array, hostId: number): void {
+  const base = hostId * PEER_WORDS;
+  peers.fill(0, base + 2, base + 4);
+  peers[base + PEER_RX_DROPS] = 0;
+}
 
 /** Where the regions of one batch lie in `buffer`, in bytes. Safe to post to a worker. */
 export interface BatchMemory {

@@ -41,6 +41,7 @@ import {
   M_LENGTH,
   M_PORT,
   M_WORD0,
+  PEER_TX_DROPS,
   PEER_WORDS,
   REPLY_BASE,
   ROW_WORDS,
@@ -274,6 +275,7 @@ export class MemoryPort implements PacketPort {
     const fragments = fragment(packet, mtu, together);
     if (fragments === undefined) {
       this.#count('dropTooBig', 1);
+      this.#countPeerDrop(nextHop);
       return;
     }
     if (fragments.length > 1) this.#count('fragmentsSent', fragments.length);
@@ -286,11 +288,13 @@ export class MemoryPort implements PacketPort {
     const to = readNextHop(this.#nextHops, nextHop * NEXT_HOP_BYTES);
     if (to === undefined || to.address.family !== this.endpoint.address.family) {
       this.#count('dropSendError', 1);
+      this.#countPeerDrop(nextHop);
       return;
     }
     const from = { address: this.endpoint.address, port: FIRST_SOURCE_PORT + (hash % SOURCE_PORTS) };
     if (!this.#network.send(from, to, payload)) {
       this.#count('dropSendTooBig', 1);
+      this.#countPeerDrop(nextHop);
       return;
     }
     this.#count('egressPackets', 1);
@@ -384,6 +388,11 @@ export class MemoryPort implements PacketPort {
     if (base >= peers.length) return;
     peers[base]! += 1;
     peers[base + 1]! += bytes;
+  }
+
+  #countPeerDrop(nextHop: number): void {
+    const at = nextHop * PEER_WORDS + PEER_TX_DROPS;
+    if (at < this.batch.peers.length) this.batch.peers[at]! += 1;
   }
 
   /** Packets that TypeScript built go to the pods. */

@@ -12,7 +12,7 @@ import { PodwireError } from '../errors.js';
 import { Fib } from '../fib/fib.js';
 import { controlView, createFibMemory, readerWord, rowsView } from '../fib/layout.js';
 import { FibReader } from '../fib/lookup.js';
-import { PEER_WORDS, createBatchMemory } from '../io/batch.js';
+import { PEER_WORDS, clearReceiveCounts, clearTransmitCounts, createBatchMemory } from '../io/batch.js';
 import type { BatchMemory } from '../io/batch.js';
 import type { PacketPort } from '../io/ports.js';
 import type { Address, Family, Prefix } from '../net/prefix.js';
@@ -70,7 +70,8 @@ export class VirtualHost<Port extends PacketPort = PacketPort> {
     const { peers } = this.port.batch;
     this.fib = new Fib(fibMemory, {
       underlayMtu: options.underlayMtu ?? 1500,
-      onNextHopAdded: (index) => peers.fill(0, index * PEER_WORDS, index * PEER_WORDS + 2),
+      onNextHopAdded: (index) => clearTransmitCounts(peers, index),
+      onHostAdded: (id) => clearReceiveCounts(peers, id),
     });
     this.fib.setLocal(options.local, options.ownAddresses);
     this.policy = options.policy ?? new Int32Array(new SharedArrayBuffer(POLICY_WORDS * 4));

@@ -269,6 +269,22 @@ describe('next-hop rows', () => {
       [index('10.1.0.0'), false],
     ]);
   });
+
+  it('announce their host when its id gets a new meaning, before a sender look-up can give it', () => {
+    const added: (readonly [number, number])[] = [];
+    open({}, { onHostAdded: (id) => added.push([id, sender('192.0.2.2')]) });
+    fib.set('10.1.0.0/16', host(1));
+    fib.set('10.2.0.0/16', host(1, { port: 9 }));
+    expect(added).toEqual([[1, 0]]);
+    fib.replace([]);
+    fib.reclaim();
+    fib.set('10.1.0.0/16', host(2));
+    expect(added).toEqual([
+      [1, 0],
+      [1, 0],
+    ]);
+    expect(sender('192.0.2.2')).toBe(1);
+  });
 });
 
 describe('path MTU', () => {
