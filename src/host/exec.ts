@@ -23,6 +23,7 @@ const MAX_OUTPUT_BYTES = 64 * 1024 * 1024;
 
 const INSTALL: Readonly<Record<string, string>> = {
   ip: 'install iproute2 (apt-get install iproute2, dnf install iproute, apk add iproute2)',
+  bridge: 'install iproute2 (apt-get install iproute2, dnf install iproute, apk add iproute2)',
 };
 
 /**
@@ -114,20 +115,26 @@ function describeFailure(
  *
  * @throws {PodwireError} `COMMAND_FAILED` as {@link run}, and when the output is no JSON array.
  */
-export async function ipJson(runner: Runner, args: readonly string[]): Promise<unknown[]> {
-  const output = (await runner('ip', ['-j', ...args])).trim();
+export function ipJson(runner: Runner, args: readonly string[]): Promise<unknown[]> {
+  return toolJson(runner, 'ip', args);
+}
+
+/** {@link ipJson} for `bridge`. @throws {PodwireError} `COMMAND_FAILED`. */
+export function bridgeJson(runner: Runner, args: readonly string[]): Promise<unknown[]> {
+  return toolJson(runner, 'bridge', args);
+}
+
+async function toolJson(runner: Runner, tool: 'ip' | 'bridge', args: readonly string[]): Promise<unknown[]> {
+  const output = (await runner(tool, ['-j', ...args])).trim();
   if (output === '') return [];
+  const shown = `${tool} -j ${args.join(' ')}`;
   let parsed: unknown;
   try {
     parsed = JSON.parse(output);
   } catch (error) {
-    throw new PodwireError('COMMAND_FAILED', `ip -j ${args.join(' ')}: the answer is no JSON (iproute2 too old?)`, {
-      cause: error,
-    });
+    throw new PodwireError('COMMAND_FAILED', `${shown}: the answer is no JSON (iproute2 too old?)`, { cause: error });
   }
-  if (!Array.isArray(parsed)) {
-    throw new PodwireError('COMMAND_FAILED', `ip -j ${args.join(' ')}: the answer is no JSON array`);
-  }
+  if (!Array.isArray(parsed)) throw new PodwireError('COMMAND_FAILED', `${shown}: the answer is no JSON array`);
   return parsed;
 }
 

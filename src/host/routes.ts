@@ -21,6 +21,11 @@ export interface KernelRoute {
   readonly protocol: string;
   /** `unicast`, `blackhole`, … */
   readonly type: string;
+  readonly onlink?: boolean;
+  /** Preferred source address. */
+  readonly source?: string;
+  /** Bytes, where the route itself has one. */
+  readonly mtu?: number;
 }
 
 const DEFAULT_ROUTE: Readonly<Record<Family, Prefix>> = { 4: Prefix.parse('0.0.0.0/0'), 6: Prefix.parse('::/0') };
@@ -28,11 +33,13 @@ const DEFAULT_ROUTE: Readonly<Record<Family, Prefix>> = { 4: Prefix.parse('0.0.0
 /**
  * The main table of one family, one entry a route (a multipath route with its first device).
  *
+ * @param protocol only routes with this rtm_protocol; the kernel then leaves the others out.
  * @throws {PodwireError} `COMMAND_FAILED`.
  */
-export async function listRoutes(runner: Runner, family: Family): Promise<KernelRoute[]> {
+export async function listRoutes(runner: Runner, family: Family, protocol?: number): Promise<KernelRoute[]> {
   const routes: KernelRoute[] = [];
-  for (const entry of await ipJson(runner, ['-N', `-${family}`, 'route', 'show', 'table', 'main'])) {
+  const filter = protocol === undefined ? [] : ['proto', String(protocol)];
+  for (const entry of await ipJson(runner, ['-N', `-${family}`, 'route', 'show', 'table', 'main', ...filter])) {
     const text = textField(entry, 'dst') ?? '';
     const destination =
       text === 'default'
@@ -40,14 +47,21 @@ export async function listRoutes(runner: Runner, family: Family): Promise<Kernel
         : Prefix.tryParse(text.includes('/') ? text : `${text}/${family === 4 ? 32 : 128}`);
     if (destination === undefined) continue;
     const hop = listField(entry, 'nexthops')[0];
+    const source = textField(entry, 'prefsrc');
+    const mtu = listField(entry, 'metrics')
+      .map((metrics) => numberField(metrics, 'mtu'))
+      .find((value) => value !== undefined);
     routes.push({
       destination,
       device: textField(entry, 'dev') ?? textField(hop, 'dev') ?? '',
       gateway: textField(entry, 'gateway') ?? textField(hop, 'gateway'),
       metric: numberField(entry, 'metric') ?? 0,
-      // iproute2 prints the number, and nothing for "boot", the number of a plain `ip route add`.
-      protocol: textField(entry, 'protocol') ?? '3',
+      // iproute2 prints the number, and nothing for "boot", the number of a plain `ip route add`, or for the one asked for.
+      protocol: textField(entry, 'protocol') ?? String(protocol ?? 3),
       type: textField(entry, 'type') ?? 'unicast',
+      ...([...listField(entry, 'flags'), ...listField(hop, 'flags')].includes('onlink') ? { onlink: true } : {}),
+      ...(source === undefined ? {} : { source }),
+      ...(mtu === undefined ? {} : { mtu }),
     });
   }
   return routes;
@@ -113,7 +127,8 @@ export async function removeRoutes(runner: Runner, routes: readonly KernelRoute[
   );
 }
 
-function routeSelector(route: KernelRoute): string {
+/** What `ip route del` needs to know the route by. */
+export function routeSelector(route: KernelRoute): string {
   return [
     ...(route.type === 'unicast' ? [] : [route.type]),
     route.destination.toString(),
