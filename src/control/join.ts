@@ -5,6 +5,7 @@
  * Everything that can fail on this host is tried before a lease is taken, and what was set up is undone when a later
  * step fails.
  */
+import { basename, dirname, join, resolve } from 'node:path';
 import type { Dataplane, DataplaneOptions } from '../dataplane/dataplane.js';
 import { type Logger, silentLogger } from '../dataplane/logger.js';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
@@ -17,6 +18,7 @@ import type { Family } from '../net/prefix.js';
 import type { DataplaneChoices } from './backends/backend.js';
 import { openBackend } from './backends/table.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
+import { DurableStore } from './durable-store.js';
 import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
 import { LeaseKeeper } from './lease-keeper.js';
 import type { NetworkConfig } from './network-config.js';
@@ -29,6 +31,11 @@ export interface OverlayOptions {
   readonly interface?: InterfaceChoice;
   /** File for the CNI plugin, and the memory of the own subnet; `false` for none. Default `/run/flannel/subnet.env`. */
   readonly subnetFile?: string | false;
+  /**
+   * Directory for what outlives the process: the last good lease table, with which a start works while the store is
+   * away, and what the backend keeps. Default: the subnet file's; `false`, or no subnet file: nothing is kept.
+   */
+  readonly stateDirectory?: string | false;
   /** FLANNEL_IPMASQ in that file; no firewall rules are installed. Default false. */
   readonly ipMasq?: boolean;
   /** Life of the lease without renewal, in milliseconds; default 24 hours. */
@@ -76,12 +83,23 @@ export function joinOverlay(options: OverlayOptions): Promise<Overlay> {
 
 /** {@link joinOverlay} with replaceable surroundings, for podwire's own tests. */
 export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySeams): Promise<Overlay> {
-  const { store, signal } = options;
+  const { signal } = options;
   const logger = options.logger ?? silentLogger;
   const runner = seams.runner ?? run;
   const clock = seams.clock ?? systemClock;
   const subnetFile = options.subnetFile ?? DEFAULT_SUBNET_FILE;
   await (seams.checkSystem ?? checkSystem)();
+  const state = statePath(options.stateDirectory, subnetFile);
+  const durable =
+    state === undefined
+      ? undefined
+      : await DurableStore.open({ store: options.store, path: `${state}.leases`, isLasting, clock }, (reason) =>
+          logger.warn({}, reason),
+        );
+  const store: LeaseStore = durable ?? options.store;
+  const stopNotices = durable?.onNotice((notice) => {
+    if (notice.kind === 'degraded') logger.warn({}, notice.reason);
+  });
   const network = await readNetwork(store, clock, logger, signal);
   const underlay = await selectInterface(runner, options.interface ?? {}, familiesOf(network));
   logger.info(
@@ -101,6 +119,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   }
   throwIfAborted(signal, 'joining the overlay');
   const undo: (() => Promise<void>)[] = [];
+  if (durable !== undefined) undo.push(() => durable.discard());
   try {
     const opened: { overlay?: RunningOverlay } = {};
     const backend = await openBackend({
@@ -110,7 +129,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       logger,
       dataplane: options.dataplane ?? {},
       onRouteFault: (prefix, reason) => opened.overlay?.onRouteFault(prefix, reason),
-      ...(subnetFile === false ? {} : { subnetFile }),
+      ...(state === undefined ? {} : { state }),
       ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
       ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),
     });
@@ -127,6 +146,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       clock,
       subnetFile,
       ipMasq: options.ipMasq ?? false,
+      ...(durable === undefined ? {} : { durable }),
       ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
     });
     opened.overlay = overlay;
@@ -146,13 +166,15 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       previous,
       ownAddresses: backend.ownAddresses,
       listener: overlay.listener,
-      isFatal: (error) => error.code !== 'STORE_UNAVAILABLE' || LASTING_ERRNOS.has(errnoOf(error) ?? ''),
+      isFatal: (error) => error.code !== 'STORE_UNAVAILABLE' || isLasting(error),
       clock,
       ...(owner === undefined ? {} : { owner }),
       ...(options.leaseTtlMs === undefined ? {} : { ttlMs: options.leaseTtlMs }),
       ...(options.renewMarginMs === undefined ? {} : { renewMarginMs: options.renewMarginMs }),
     });
     undo.push(() => keeper.close());
+    // From here on the keeper hears them.
+    stopNotices?.();
     const lease = await keeper.start(signal);
     throwIfAborted(signal, 'joining the overlay');
     await overlay.begin(keeper, network, lease);
@@ -165,6 +187,19 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
     }
     throw error;
   }
+}
+
+function isLasting(error: PodwireError): boolean {
+  return LASTING_ERRNOS.has(errnoOf(error) ?? '');
+}
+
+/** Start of the names of all files that outlive the process; two agents on a host have two subnet files. */
+function statePath(directory: string | false | undefined, subnetFile: string | false): string | undefined {
+  if (directory === false || (directory === undefined && subnetFile === false)) return undefined;
+  if (subnetFile === false) return join(directory!, 'podwire');
+  const path = resolve(subnetFile).replace(/\.env$/, '');
+  if (directory === undefined) return join(dirname(path), `podwire-${basename(path)}`);
+  return join(directory, path.slice(1).replaceAll('/', '-'));
 }
 
 /** The network config; waits while the store itself is away. */
@@ -185,7 +220,7 @@ async function readNetwork(
       return network;
     } catch (error) {
       const isOutage = error instanceof PodwireError && error.code === 'STORE_UNAVAILABLE';
-      if (!isOutage || LASTING_ERRNOS.has(errnoOf(error) ?? '')) throw error;
+      if (!isOutage || isLasting(error)) throw error;
       if (messageOf(error) !== told)
         logger.warn({ store: store.description }, `waiting for the store: ${messageOf(error)}`);
       told = messageOf(error);

@@ -239,7 +239,8 @@ export class LeaseKeeper implements AsyncDisposable {
           continue;
         }
         this.#failed('lease', fault);
-        await pause(this.#clock, backoff.nextMs(), signal);
+        // A store that is back (see #succeeded) is asked again at once.
+        await this.#sleep(this.#clock.monotonic() + backoff.nextMs(), signal);
       }
     }
   }
@@ -357,12 +358,15 @@ export class LeaseKeeper implements AsyncDisposable {
   }
 
   #succeeded(part: 'watch' | 'lease'): void {
-    if (this.#failing.delete(part) && this.#failing.size === 0) this.#tell(() => this.#options.listener?.storeUp?.());
+    if (!this.#failing.delete(part)) return;
+    if (part === 'watch') this.#wake?.();
+    if (this.#failing.size === 0) this.#tell(() => this.#options.listener?.storeUp?.());
   }
 
   /** Monotonic time of the next renewal: a little before the margin, by chance, so that hosts spread out. */
   #renewAtMs(): number {
-    const { expiresAt } = this.#lease!;
+    const { expiresAt, unconfirmed } = this.#lease!;
+    if (unconfirmed) return this.#clock.monotonic();
     if (!expiresAt) return Number.POSITIVE_INFINITY;
     const leftMs = Math.max(0, expiresAt.getTime() - this.#clock.now());
     const marginMs = this.#options.renewMarginMs ?? Math.min(3_600_000, leftMs / 3);

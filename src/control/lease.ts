@@ -31,6 +31,8 @@ export interface Lease {
   readonly expiresAt?: Date;
   /** The agent that holds it, where it said so; see {@link AcquireRequest.owner}. */
   readonly owner?: string;
+  /** From this host's own lease table, because the store is away: `renew` it as soon as the store is back. */
+  readonly unconfirmed?: true;
 }
 
 /**

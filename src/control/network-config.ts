@@ -84,6 +84,27 @@ export function parseNetworkConfig(text: string): NetworkConfig {
   };
 }
 
+/** A config as text that {@link parseNetworkConfig} reads back as the same config: every derived value is spelt out. */
+export function formatNetworkConfig(config: NetworkConfig): string {
+  const pool = (pool: SubnetPool | undefined, prefix: string): Record<string, unknown> =>
+    pool === undefined
+      ? {}
+      : {
+          [`${prefix}Network`]: pool.network.toString(),
+          [`${prefix}SubnetLen`]: pool.subnetLen,
+          [`${prefix}SubnetMin`]: pool.min.toString(),
+          [`${prefix}SubnetMax`]: pool.max.toString(),
+        };
+  return JSON.stringify({
+    EnableIPv4: config.enableIPv4,
+    EnableIPv6: config.enableIPv6,
+    EnableNFTables: config.enableNFTables,
+    ...pool(ipv4Pool(config), ''),
+    ...pool(ipv6Pool(config), 'IPv6'),
+    ...(config.backend.defaulted ? {} : { Backend: config.backend.raw }),
+  });
+}
+
 /** One value of the `Backend` object by name without regard to case; undefined when absent or `null`. */
 export function backendOption(config: Pick<NetworkConfig, 'backend'>, name: string): unknown {
   return fieldOf(config.backend.raw, name) ?? undefined;

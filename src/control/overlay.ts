@@ -15,6 +15,7 @@ import type { Family, Prefix } from '../net/prefix.js';
 import type { Backend } from './backends/backend.js';
 import { Backoff, type Clock, pause } from './clock.js';
 import type { DesiredRoute } from './desired-routes.js';
+import type { DurableStore } from './durable-store.js';
 import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
 import type { LeaseKeeper, StoreState } from './lease-keeper.js';
 import type { LeaseKeeperListener } from './lease-listener.js';
@@ -48,7 +49,8 @@ export interface OverlayStatus {
   readonly leases: readonly OverlayLease[];
   /** Undefined where the kernel carries the packets. */
   readonly dataplane: DataplaneStats | undefined;
-  readonly store: StoreState;
+  /** `tableOf`: the store is away since the start, and leases come from the table saved at that time. */
+  readonly store: StoreState & { readonly tableOf?: Date };
 }
 
 export interface Overlay extends AsyncDisposable {
@@ -76,6 +78,8 @@ export interface RunningOverlayOptions {
   readonly clock: Clock;
   readonly subnetFile: string | false;
   readonly ipMasq: boolean;
+  /** The store as the keeper sees it; closed with the overlay. */
+  readonly durable?: DurableStore;
   readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
 }
 
@@ -161,7 +165,8 @@ export class RunningOverlay implements Overlay {
 
   status(): OverlayStatus {
     const { keeper, network } = this.#state;
-    const { subnetFile } = this.#options;
+    const { subnetFile, durable } = this.#options;
+    const tableOf = durable?.standingInSince;
     return {
       network,
       interface: this.interface,
@@ -172,7 +177,7 @@ export class RunningOverlay implements Overlay {
       subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
       leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),
       dataplane: this.#backend.stats,
-      store: keeper.store,
+      store: { ...keeper.store, ...(tableOf === undefined ? {} : { tableOf }) },
     };
   }
 
@@ -193,6 +198,7 @@ export class RunningOverlay implements Overlay {
     if (ended.status === 'rejected') {
       this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
     }
+    await this.#options.durable?.[Symbol.asyncDispose]();
   }
 
   get #state(): { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease } {
@@ -204,8 +210,16 @@ export class RunningOverlay implements Overlay {
     const logger = this.#logger;
     return {
       waiting: (error) => logger.warn({ code: error.code }, `waiting for a lease: ${error.message}`),
-      acquired: (lease) => logger.info(leaseFields(lease), 'lease acquired'),
-      renewed: (lease) => logger.info(leaseFields(lease), 'lease renewed'),
+      acquired: (lease) => {
+        this.#leaseHeld = lease.unconfirmed !== true;
+        if (this.#leaseHeld) logger.info(leaseFields(lease), 'lease acquired');
+        else logger.warn(leaseFields(lease), 'serving our last lease, the store confirms it when it is back');
+      },
+      renewed: (lease) => {
+        const wasHeld = this.#leaseHeld;
+        this.#leaseHeld = true;
+        logger.info(leaseFields(lease), wasHeld ? 'lease renewed' : 'the store has confirmed our lease');
+      },
       ownLost: (lease, state, holder) => {
         this.#leaseHeld = false;
         const by = holder === undefined ? {} : { holder: holder.attributes.publicIp.toString() };

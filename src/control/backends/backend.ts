@@ -24,8 +24,11 @@ export interface BackendOptions {
   readonly underlay: SelectedInterface;
   readonly dataplane: DataplaneChoices;
   readonly txQueueLength?: number;
-  /** The subnet file, which keys what a backend keeps on disk (two agents may share a host); absent: keep nothing. */
-  readonly subnetFile?: string;
+  /**
+   * Start of the names of files that outlive the process and are this agent's alone (`/var/lib/podwire/run-flannel-subnet`:
+   * append `.vtep` and the like); absent: keep nothing.
+   */
+  readonly state?: string;
   readonly runner: Runner;
   readonly logger: Logger;
   /**

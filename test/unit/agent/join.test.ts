@@ -369,7 +369,7 @@ describe('close', () => {
     await overlay.close({ release: true });
     expect(dataplane.events.filter((event) => event === 'close')).toHaveLength(1);
     expect(stored()).toEqual(before);
-    expect(await readdir(directory)).toEqual(['subnet.env']);
+    expect(await readdir(directory)).toEqual(['podwire-subnet.leases', 'subnet.env']);
   });
 
   test('with release gives it back', async () => {
