@@ -67,7 +67,8 @@ function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions) {
       const subnetFile = join(directory, 'subnet.env');
       const argv = [process.execPath, ...nodeOptions, CLI, 'agent', '--store', `dir:${store}`];
       argv.push('--iface', host.device, '--public-ip', host.address, '--device', 'flannel0');
-      argv.push('--subnet-file', subnetFile, '--control-socket', join(directory, 'agent.sock'), ...agentOptions);
+      argv.push('--subnet-file', subnetFile, '--control-socket', join(directory, 'agent.sock'));
+      argv.push('--state-dir', join(directory, 'state'), ...agentOptions);
       daemons.push(
         new Daemon(`podwire agent on ${host.netns}`, argv, {
           namespace: host.netns,

@@ -40,6 +40,7 @@ export async function runAgent(config: AgentConfig, { log, signal }: AgentSurrou
       store,
       interface: config.interface,
       subnetFile: config.subnetFile,
+      stateDirectory: config.stateDirectory,
       ipMasq: config.ipMasq,
       leaseTtlMs: config.leaseTtlMs,
       ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),

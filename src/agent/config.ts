@@ -17,6 +17,8 @@ export interface AgentConfig {
   readonly store: { readonly kind: 'directory'; readonly path: string };
   readonly interface: InterfaceChoice;
   readonly subnetFile: string;
+  /** Directory of the lease table and of what backends keep. */
+  readonly stateDirectory: string;
   readonly controlSocket: string;
   readonly ipMasq: boolean;
   readonly leaseTtlMs: number;
@@ -78,6 +80,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     store,
     interface: readInterface(read),
     subnetFile,
+    stateDirectory: resolve(read.text('state-dir')),
     controlSocket,
     ipMasq,
     leaseTtlMs,

@@ -90,6 +90,7 @@ export const FLAGS: readonly Flag[] = [
   flannel('public-ip', 'text', 'address', "IPv4 address that peers use (default: the interface's)"),
   flannel('public-ipv6', 'text', 'address', 'IPv6 address written to the lease of a dual-stack network'),
   flannel('subnet-file', 'text', 'path', 'file written for the CNI plugin', '/run/flannel/subnet.env'),
+  own('state-dir', 'text', 'path', 'what outlives the process, as the last lease table', '/var/lib/podwire-agent'),
   flannel('subnet-lease-renew-margin', 'text', 'minutes', 'renew this long before the lease ends (1 to 1439)', '60'),
   firewall('ip-masq', 'bool', 'false', 'FLANNEL_IPMASQ in the subnet file (no rules are installed by this version)'),
   firewall('ip-masq-fully-random-disable', 'bool', 'false', 'accepted, no rules in this version'),

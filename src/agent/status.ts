@@ -37,7 +37,13 @@ export interface AgentStatus {
   }[];
   /** Absent where the kernel carries the packets. */
   readonly dataplane?: DataplaneStats;
-  readonly store: { readonly description: string; readonly ok: boolean; readonly lastError?: string };
+  readonly store: {
+    readonly description: string;
+    readonly ok: boolean;
+    readonly lastError?: string;
+    /** ISO 8601: the store is away since the start, and leases come from the table saved at that time. */
+    readonly tableOf?: string;
+  };
 }
 
 /** @param process the agent's own facts. */
@@ -79,8 +85,12 @@ export function agentStatus(
       ...(entry.reason === undefined ? {} : { reason: entry.reason }),
     })),
     ...(overlay.dataplane === undefined ? {} : { dataplane: overlay.dataplane }),
-    store: overlay.store,
+    store: storeStatus(overlay.store),
   };
+}
+
+function storeStatus({ tableOf, ...store }: OverlayStatus['store']): AgentStatus['store'] {
+  return tableOf === undefined ? store : { ...store, ok: false, tableOf: tableOf.toISOString() };
 }
 
 /** The status as a person reads it: a few lines, then one table of peers. */
@@ -91,7 +101,7 @@ export function formatStatus(status: AgentStatus, now: Date = new Date()): strin
     `network    ${status.network}${status.network6 === undefined ? '' : ` ${status.network6}`}  backend ${status.backend}`,
     `lease      ${lease.subnet}${lease.subnet6 === undefined ? '' : ` ${lease.subnet6}`}  public ${lease.publicIp}  ${formatExpiry(lease, now)}`,
     `device     ${device.name}  mtu ${device.mtu}  over ${status.interface.name} ${status.interface.address} mtu ${status.interface.mtu} (${status.interface.why})`,
-    `store      ${store.description}  ${store.ok ? 'ok' : `FAILING: ${store.lastError ?? 'unknown'}`}`,
+    `store      ${store.description}  ${store.ok ? 'ok' : `FAILING: ${store.lastError ?? 'unknown'}`}${store.tableOf === undefined ? '' : `; forwarding by the lease table of ${store.tableOf}`}`,
     ...(dataplane === undefined ? ['packets    carried by the kernel'] : formatEngine(dataplane)),
     '',
     ...formatPeers(status),

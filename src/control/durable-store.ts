@@ -2,8 +2,8 @@
  * A lease store that this host can start without: everything the store says is kept in a {@link LeaseTable} on disk,
  * and while the store itself is away at the start, the table answers in its place.
  *
- * Only a store that cannot be *reached* is stood in for. What it says always counts, also "no config" or "out of
- * subnets". A lease from the table is `unconfirmed`: it is renewed at once, and renewing it acquires it anew.
+ * Only a store that cannot be reached is stood in for, or one without a network config that had one before: a directory
+ * that is not mounted, a store that has lost its data. What else it says counts, also "out of subnets". A lease from the table is `unconfirmed`: it is renewed at once, and renewing it acquires it anew.
  */
 import { messageOf, PodwireError } from '../errors.js';
 import type { Prefix } from '../net/prefix.js';
@@ -225,7 +225,7 @@ export class DurableStore implements LeaseStore {
       return await untilAborted(call(both), both, `asking ${this.#store.description}`);
     } catch (error) {
       if (signal?.aborted || !(error instanceof PodwireError)) throw error;
-      const isAway = error.code === 'STORE_UNAVAILABLE' || (error.code === 'ABORTED' && limit.signal.aborted);
+      const isAway = isAbsence(error) || (error.code === 'ABORTED' && limit.signal.aborted);
       if (!isAway || this.#isLasting(error)) throw error;
       this.#standIn(error.code === 'ABORTED' ? undefined : error);
       return kept;
@@ -326,6 +326,10 @@ export class DurableStore implements LeaseStore {
     }
     this.#restUntilMs = startMs + (this.#clock.monotonic() - startMs) * WRITE_PAUSE_FACTOR;
   }
+}
+
+function isAbsence({ code }: PodwireError): boolean {
+  return code === 'STORE_UNAVAILABLE' || code === 'NO_CONFIG';
 }
 
 /** Whether an earlier subnet can stand in the place of `own`. */

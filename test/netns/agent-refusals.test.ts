@@ -48,7 +48,7 @@ describe.skipIf(missing(NEEDS))('an agent that cannot start: one line, exit 1, a
     {
       name: 'a backend of flannel’s that is not here',
       prepare: config('{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}'),
-      message: /asks for the backend "vxlan": this version has udp only/,
+      message: /asks for the backend "vxlan": this version has udp/,
     },
     {
       name: 'a bad port',

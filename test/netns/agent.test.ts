@@ -1,4 +1,4 @@
-import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import {
@@ -6,6 +6,7 @@ import {
   AgentBed,
   type AgentHost,
   errorsOf,
+  linesOf,
   links,
   ready,
   routes,
@@ -121,6 +122,33 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
     await rm(join(bed.store, 'subnets', `${base}.0-24`));
     await bed.startReady(a);
     expect(await subnetBase(a)).toBe(base);
+  });
+
+  test('without its store a host starts from its lease table, forwards, and is confirmed when the store is back', async () => {
+    const [first] = await bed.startBoth();
+    await bed.connected();
+    const base = await subnetBase(a);
+    await until(async () => (await readdir(a.state).catch(() => [])).some((name) => name.endsWith('.leases')), {
+      what: 'the table',
+    });
+    expect((await first.stop()).code).toBe(0);
+    await rename(bed.store, `${bed.store}.away`);
+    const second = await bed.startReady(a);
+    expect(await subnetBase(a)).toBe(base);
+    await bed.connected();
+    expect((await statusOf(a)).lease).toMatchObject({ subnet: `${base}.0/24`, held: false });
+    expect((await statusOf(a)).store).toMatchObject({ ok: false, tableOf: expect.any(String) });
+    expect(linesOf(second, 'warn')).toContainEqual(expect.stringMatching(/^starting without the store .*, 1 leases$/));
+    await rename(`${bed.store}.away`, bed.store);
+    await until(async () => (await statusOf(a)).lease.held, { what: 'the lease to be confirmed' });
+    expect((await statusOf(a)).store).toEqual({
+      description: expect.any(String),
+      ok: true,
+      lastError: expect.any(String),
+    });
+    expect(await subnetBase(a)).toBe(base);
+    expect((await statusOf(b)).leases).toHaveLength(1);
+    await bed.connected();
   });
 
   test('--release-on-exit gives the lease back, and the other host lets the route go', async () => {
@@ -285,7 +313,9 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
     await a.ns.ip('route', 'add', `${b.underlay}/32`, 'dev', 'eth0', 'mtu', '1300');
     try {
       await bed.startBoth();
-      await until(async () => (await statusOf(a)).dataplane?.peers[0]?.pathMtu === 1300, { what: 'a path MTU of 1300' });
+      await until(async () => (await statusOf(a)).dataplane?.peers[0]?.pathMtu === 1300, {
+        what: 'a path MTU of 1300',
+      });
       expect((await statusOf(b)).dataplane?.peers[0]?.pathMtu).toBe(1500);
     } finally {
       await a.ns.ip('route', 'del', `${b.underlay}/32`);

@@ -16,6 +16,8 @@ export interface AgentHost {
   /** Its own /run. */
   readonly run: string;
   readonly subnetFile: string;
+  /** Its own /var/lib. */
+  readonly state: string;
 }
 
 /** Two hosts in network namespaces joined by a veth pair, and a store directory that {@link reset} makes anew. */
@@ -36,7 +38,13 @@ export class AgentBed implements AsyncDisposable {
     const directory = await mkdtemp(join(tmpdir(), 'pwagent-'));
     const host = async (label: string, underlay: string): Promise<AgentHost> => {
       const run = join(directory, label);
-      return { ns: await NetNs.create('agent', label), underlay, run, subnetFile: join(run, 'subnet.env') };
+      return {
+        ns: await NetNs.create('agent', label),
+        underlay,
+        run,
+        subnetFile: join(run, 'subnet.env'),
+        state: `${run}-state`,
+      };
     };
     const [a, b] = [await host('a', '10.77.0.1'), await host('b', '10.77.0.2')];
     await veth(
@@ -59,6 +67,7 @@ export class AgentBed implements AsyncDisposable {
     for (const host of [this.a, this.b]) {
       await rm(host.run, { recursive: true, force: true });
       await mkdir(host.run);
+      await rm(host.state, { recursive: true, force: true });
     }
   }
 
@@ -75,6 +84,7 @@ export class AgentBed implements AsyncDisposable {
       `--store=dir:${this.store}`,
       '--iface=eth0',
       `--subnet-file=${host.subnetFile}`,
+      `--state-dir=${host.state}`,
       '--log-format=json',
       '--workers=1',
       ...extra,
@@ -114,11 +124,16 @@ export const ready = (agent: Process): Promise<RegExpExecArray> => agent.output(
 
 /** The messages of the error lines; a line that is no JSON counts as one. */
 export function errorsOf(finished: Pick<Finished, 'stderr'>): string[] {
+  return linesOf(finished, 'error');
+}
+
+/** What an agent has logged at one level so far. */
+export function linesOf(finished: Pick<Finished, 'stderr'>, level: string): string[] {
   return finished.stderr
     .trim()
     .split('\n')
     .map((line) => (line.startsWith('{') ? (JSON.parse(line) as LogRecord) : { level: 'error', msg: line }))
-    .filter((record) => record.level === 'error')
+    .filter((record) => record.level === level)
     .map((record) => record.msg);
 }
 

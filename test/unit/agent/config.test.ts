@@ -86,6 +86,7 @@ test('every value arrives', () => {
     leaseTtlMs: 9_000_000,
     renewMarginMs: 5_400_000,
     releaseOnExit: true,
+    stateDirectory: '/var/lib/podwire-agent',
     txQueueLength: 5000,
     dataplane: {
       device: 'pw%d',

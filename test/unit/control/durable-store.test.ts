@@ -155,6 +155,14 @@ describe('while the store is away at the start', () => {
     expect((await store.acquire(request)).unconfirmed).toBe(true);
   });
 
+  test('a store that has lost its config is not believed', async () => {
+    const before = await earlierRun();
+    server.config = undefined;
+    await using store = await open();
+    expect(String((await store.network()).network)).toBe('10.42.0.0/16');
+    expect(leaseKey(await store.acquire(request))).toBe(leaseKey(before));
+  });
+
   test('on its return the lease is confirmed, and only what has changed is told', async () => {
     await earlierRun();
     goAway();
@@ -219,9 +227,9 @@ describe('while the store is away at the start', () => {
 
   test("what the store says counts, and so do the operator's faults", async () => {
     await earlierRun();
-    server.config = undefined;
+    server.config = '{"Network":"10.42.0.0/33"}';
     await using store = await open();
-    await expect(store.network()).rejects.toMatchObject({ code: 'NO_CONFIG' });
+    await expect(store.network()).rejects.toMatchObject({ code: 'INVALID_CONFIG' });
     goAway();
     await using lasting = await open(() => true);
     await expect(lasting.network()).rejects.toMatchObject({ code: 'STORE_UNAVAILABLE' });
