@@ -8,6 +8,7 @@ import { messageOf, PodwireError } from '../errors.js';
 import type { Address } from '../net/prefix.js';
 import { Backoff, pause, systemClock, untilAborted, type BackoffOptions, type Clock } from './clock.js';
 import { DesiredRoutes, type DesiredRoute, type RefusedLease, type RouteDifference } from './desired-routes.js';
+import { type LeaseCounts, newLeaseCounts } from './lease-counts.js';
 import type { LeaseKeeperListener } from './lease-listener.js';
 import type { RefusalReason } from './lease-refusal.js';
 import {
@@ -71,6 +72,7 @@ export class LeaseKeeper implements AsyncDisposable {
   readonly #failing = new Set<'watch' | 'lease'>();
   #lastError: string | undefined;
   #stopNotices: (() => void) | undefined;
+  readonly #counts = newLeaseCounts();
 
   constructor(options: LeaseKeeperOptions) {
     this.#options = options;
@@ -109,6 +111,11 @@ export class LeaseKeeper implements AsyncDisposable {
   /** How often leases were refused, by reason. */
   get refusals(): Readonly<Partial<Record<RefusalReason, number>>> {
     return this.#desired?.refusals ?? {};
+  }
+
+  /** What has happened so far. */
+  get counts(): LeaseCounts {
+    return { ...this.#counts, refusals: this.refusals };
   }
 
   get store(): StoreState {
@@ -179,6 +186,7 @@ export class LeaseKeeper implements AsyncDisposable {
         const fault = asPodwireError(error);
         if (fault.code === 'ABORTED' || fault.code === 'CLOSED' || isFatal?.(fault)) throw fault;
         this.#lastError = fault.message;
+        this.#counts.acquireFailures++;
         if (fault.code === 'STORE_UNAVAILABLE') this.#failed('lease', fault);
         if (told !== fault.message) this.#tell(() => listener?.waiting?.(fault));
         told = fault.message;
@@ -206,6 +214,9 @@ export class LeaseKeeper implements AsyncDisposable {
     this.#config = config;
     this.#lease = lease;
     this.#lostTo = undefined;
+    this.#counts.acquired++;
+    this.#counts.writtenAt = new Date(this.#clock.now());
+    this.#counts.acquiredAt = this.#counts.writtenAt;
     this.#isStale = attributes !== this.#attributes;
     return { lease, config };
   }
@@ -238,6 +249,8 @@ export class LeaseKeeper implements AsyncDisposable {
           this.#lost('lost', undefined);
           continue;
         }
+        if (this.#lostTo) this.#counts.acquireFailures++;
+        else this.#counts.renewFailures++;
         this.#failed('lease', fault);
         // A store that is back (see #succeeded) is asked again at once.
         await this.#sleep(this.#clock.monotonic() + backoff.nextMs(), signal);
@@ -254,6 +267,8 @@ export class LeaseKeeper implements AsyncDisposable {
     );
     this.#lease = renewed;
     this.#isStale = attributes !== this.#attributes;
+    this.#counts.renewed++;
+    this.#counts.writtenAt = new Date(this.#clock.now());
     this.#tell(() => this.#options.listener?.renewed?.(renewed));
   }
 
@@ -262,6 +277,7 @@ export class LeaseKeeper implements AsyncDisposable {
     const { subnet, subnet6 } = before;
     const { lease, config } = await this.#acquire({ subnet, ...(subnet6 && { subnet6 }) }, signal, true);
     const { listener } = this.#options;
+    if (!sameSubnets(before, lease)) this.#counts.subnetChanges++;
     this.#tell(() => {
       if (sameSubnets(before, lease)) listener?.ownRestored?.(lease);
       else listener?.ownChanged?.(lease, before, config);
@@ -272,6 +288,7 @@ export class LeaseKeeper implements AsyncDisposable {
   #lost(state: 'lost' | 'replaced', holder: Lease | undefined): void {
     if (this.#lostTo === state) return;
     this.#lostTo = state;
+    this.#counts.lost++;
     this.#tell(() => this.#options.listener?.ownLost?.(this.#lease!, state, holder));
     this.#wake?.();
   }
@@ -299,6 +316,7 @@ export class LeaseKeeper implements AsyncDisposable {
         fault = asPodwireError(error);
       }
       if (signal.aborted || fault.code === 'CLOSED') return;
+      this.#counts.watchFailures++;
       this.#failed('watch', fault);
       await pause(this.#clock, backoff.nextMs(), signal);
     }
@@ -308,6 +326,7 @@ export class LeaseKeeper implements AsyncDisposable {
     const desired = this.#desired!;
     switch (change.kind) {
       case 'snapshot':
+        this.#counts.snapshots++;
         this.#report(desired.replace(change.leases));
         this.#tell(() => this.#options.listener?.snapshotApplied?.(desired.routes));
         return;
@@ -339,6 +358,8 @@ export class LeaseKeeper implements AsyncDisposable {
 
   #report(difference: RouteDifference): void {
     const { listener } = this.#options;
+    this.#counts.routesAdded += difference.added.length;
+    this.#counts.routesRemoved += difference.removed.length;
     for (const refused of difference.refused) this.#tell(() => listener?.refused?.(refused));
     for (const route of difference.removed) this.#tell(() => listener?.removed?.(route));
     for (const { route, before } of difference.added) this.#tell(() => listener?.added?.(route, before));

@@ -17,6 +17,7 @@ import { Backoff, type Clock, pause } from './clock.js';
 import type { DesiredRoute } from './desired-routes.js';
 import type { DurableStore } from './durable-store.js';
 import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
+import type { LeaseCounts } from './lease-counts.js';
 import type { LeaseKeeper, StoreState } from './lease-keeper.js';
 import type { LeaseKeeperListener } from './lease-listener.js';
 import { type NetworkConfig, networksOf } from './network-config.js';
@@ -47,6 +48,10 @@ export interface OverlayStatus {
   /** Undefined when none was asked for. */
   readonly subnetFile: { readonly path: string; readonly written: boolean } | undefined;
   readonly leases: readonly OverlayLease[];
+  /** What has happened to our lease and to the others' since the start. */
+  readonly counts: LeaseCounts;
+  /** What the backend set up. */
+  readonly facts: Readonly<Record<string, unknown>>;
   /** Undefined where the kernel carries the packets. */
   readonly dataplane: DataplaneStats | undefined;
   /** `tableOf`: the store is away since the start, and leases come from the table saved at that time. */
@@ -176,6 +181,8 @@ export class RunningOverlay implements Overlay {
       mtu: this.#backend.mtu,
       subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
       leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),
+      counts: keeper.counts,
+      facts: this.#backend.facts,
       dataplane: this.#backend.stats,
       store: { ...keeper.store, ...(tableOf === undefined ? {} : { tableOf }) },
     };

@@ -201,6 +201,11 @@ describe('renewal', () => {
       expect.stringMatching(/^renewed/),
       'up',
     ]);
+    const { renewFailures, acquiredAt, writtenAt, ...counts } = keeper.counts;
+    expect(counts).toMatchObject({ acquired: 1, renewed: 1, lost: 0, acquireFailures: 0, watchFailures: 0 });
+    expect(renewFailures).toBeGreaterThan(1);
+    expect(writtenAt!.getTime() - acquiredAt!.getTime()).toBeGreaterThan(23 * HOUR_MS);
+    expect(writtenAt).toEqual(new Date(keeper.lease!.expiresAt!.getTime() - 24 * HOUR_MS));
   });
 
   it('carries new attributes at once, a new address included', async () => {
@@ -258,6 +263,9 @@ describe('a lost lease', () => {
       `changed ${key} to ${leaseKey(keeper.lease!)}`,
       `added 10.42.1.0/24 via 192.0.2.66`,
     ]);
+    const { acquireFailures, ...counts } = keeper.counts;
+    expect(counts).toMatchObject({ acquired: 2, lost: 1, subnetChanges: 1, renewFailures: 0, routesAdded: 1 });
+    expect(acquireFailures).toBeGreaterThan(0);
   });
 
   it('is told once for what happened to it, and again when that becomes worse', async () => {
@@ -402,6 +410,7 @@ describe('routes', () => {
     expect(journal.lines.filter((line) => line.startsWith('added'))).toHaveLength(1);
     expect(journal.lines.join()).not.toContain('removed');
     expect(keeper.store.lastError).toBe('the store failed: surprise');
+    expect(keeper.counts).toMatchObject({ watchFailures: 2, snapshots: 3, routesAdded: 1, routesRemoved: 0 });
   });
 });
 
