@@ -1,5 +1,6 @@
 /** Measuring while the lab runs: once a second what moved, and at the end the figures of the whole run. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { dropsOf, growth } from '../counters.js';
 import type { Lab } from './lab.js';
 
 /** The traffic programs are asked this often, so that a stall shorter than a second is seen. */
@@ -58,24 +59,6 @@ export function roundTrips(values: readonly number[]): RoundTrips | null {
     p99: Math.round(percentile(sorted, 0.99)),
     max: Math.round(sorted.at(-1) ?? 0),
   };
-}
-
-/** The drop counters of a record that are not zero. */
-export function dropsOf(totals: Readonly<Record<string, number>>): Record<string, number> {
-  return Object.fromEntries(Object.entries(totals).filter(([name, count]) => name.startsWith('drop') && count > 0));
-}
-
-/** What grew between two records. */
-export function growth(
-  before: Readonly<Record<string, number>>,
-  after: Readonly<Record<string, number>>,
-): Record<string, number> {
-  const grown: Record<string, number> = {};
-  for (const [name, value] of Object.entries(after)) {
-    const more = value - (before[name] ?? 0);
-    if (more > 0) grown[name] = more;
-  }
-  return grown;
 }
 
 /**

@@ -2,7 +2,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../errors.js';
 import type { CheckResult, Finding } from './checks.js';
-import { dropsOf, type Sampler } from './figures.js';
+import { dropsOf } from '../counters.js';
+import type { Sampler } from './figures.js';
 import type { Lab, LabHost } from './lab.js';
 
 /** A stream that pauses longer than this was disturbed: TCP's own recovery takes a few hundred milliseconds. */

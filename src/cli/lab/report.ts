@@ -1,8 +1,8 @@
 /** The lab's result: the document of `--json`, the verdict for people, and what to try while it is held. */
+import { formatRate } from '../format.js';
 import type { CheckResult } from './checks.js';
 import type { Figures } from './figures.js';
 import type { LabHost } from './lab.js';
-import { formatRate } from './view.js';
 
 export interface LabReport {
   /** Whether the lab ran to its end and every check held. */

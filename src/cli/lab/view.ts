@@ -2,6 +2,8 @@
  * The lab on the screen: on a terminal one picture redrawn in place, elsewhere plain lines, for `--json` nothing.
  */
 import { styleText } from 'node:util';
+import { cut, formatRate } from '../format.js';
+import { type Output, Screen } from '../screen.js';
 import type { CheckResult } from './checks.js';
 import type { Sample } from './figures.js';
 import type { LabHost } from './lab.js';
@@ -16,13 +18,6 @@ export interface View {
   end(): void;
 }
 
-/** Where a view writes. */
-export interface Output {
-  write(text: string): void;
-  readonly columns?: number;
-  readonly rows?: number;
-}
-
 export const silentView: View = {
   step: () => {},
   hosts: () => {},
@@ -30,15 +25,6 @@ export const silentView: View = {
   check: () => {},
   end: () => {},
 };
-
-/** `8.32 Gbit/s`, `940 Mbit/s`, `12 kbit/s`: three digits or so. */
-export function formatRate(value: number, unit: string): string {
-  const steps: readonly [number, string][] = [[1e9, 'G'], [1e6, 'M'], [1e3, 'k'], [1, '']]; // prettier-ignore
-  const [size, prefix] = steps.find(([step]) => value >= step) ?? [1, ''];
-  const scaled = value / size;
-  const digits = size === 1 || scaled >= 100 ? 0 : scaled >= 10 ? 1 : 2;
-  return `${scaled.toFixed(digits)} ${prefix}${unit}`;
-}
 
 export function formatDrops(drops: Readonly<Record<string, number>>): string {
   const parts = Object.entries(drops).map(([name, count]) => `${name.replace(/^drop/, '')} ${String(count)}`);
@@ -103,17 +89,16 @@ const HISTORY = 60;
 
 /** Redraws a block of lines in place: cursor up, each line cleared to its end. Lines are cut to the width. */
 export class TerminalView implements View {
-  readonly #output: Output;
+  readonly #screen: Screen;
   readonly #color: boolean;
   readonly #history: number[] = [];
   readonly #checks: CheckResult[] = [];
   #hosts: readonly string[] = [];
   #step = '';
   #sample: Sample | undefined;
-  #drawn = 0;
 
   constructor(output: Output, color: boolean) {
-    this.#output = output;
+    this.#screen = new Screen(output);
     this.#color = color;
   }
 
@@ -145,7 +130,7 @@ export class TerminalView implements View {
 
   end(): void {
     this.#draw();
-    this.#drawn = 0;
+    this.#screen.end();
   }
 
   /** @param width in characters; text is cut first and coloured then */
@@ -164,11 +149,7 @@ export class TerminalView implements View {
   }
 
   #draw(): void {
-    // What has scrolled off the top cannot be redrawn: a low window shows the end only.
-    const lines = this.#lines((this.#output.columns ?? 80) - 1).slice(1 - (this.#output.rows ?? Infinity));
-    const up = this.#drawn > 0 ? `\u001b[${String(this.#drawn)}A` : '';
-    this.#output.write(`${up}\r${lines.map((line) => `${line}\u001b[K\n`).join('')}\u001b[J`);
-    this.#drawn = lines.length;
+    this.#screen.draw(this.#lines(this.#screen.width));
   }
 }
 
@@ -176,9 +157,4 @@ export class TerminalView implements View {
 export function sparkline(values: readonly number[]): string {
   const top = Math.max(1, ...values);
   return values.map((value) => BARS[Math.min(BARS.length - 1, Math.floor((value / top) * BARS.length))]).join('');
-}
-
-/** The text cut to `width` characters. */
-export function cut(text: string, width: number): string {
-  return text.length <= width ? text : `${text.slice(0, Math.max(0, width - 1))}…`;
 }

@@ -5,7 +5,9 @@ import { describe, expect, it } from 'vitest';
 import fc from 'fast-check';
 import { labCommand } from '../../../src/cli/lab.js';
 import { combine } from '../../../src/cli/lab/checks.js';
-import { dropsOf, growth, percentile, roundTrips, type Figures, type Sample } from '../../../src/cli/lab/figures.js';
+import { dropsOf, growth } from '../../../src/cli/counters.js';
+import { cut, formatRate } from '../../../src/cli/format.js';
+import { percentile, roundTrips, type Figures, type Sample } from '../../../src/cli/lab/figures.js';
 import { movesOf } from '../../../src/cli/lab/flow.js';
 import { sum } from '../../../src/cli/lab/lab.js';
 import { directoryPrefix, isAbandoned, namespacePrefix, startTime } from '../../../src/cli/lab/leftovers.js';
@@ -13,15 +15,7 @@ import { judgeDrops } from '../../../src/cli/lab/load.js';
 import { fillPattern, intactLength } from '../../../src/cli/lab/pattern.js';
 import { checkTun, enterCommand, privilegeOf } from '../../../src/cli/lab/privileges.js';
 import { verdict } from '../../../src/cli/lab/report.js';
-import {
-  cut,
-  formatDrops,
-  formatRate,
-  formatSample,
-  LinesView,
-  sparkline,
-  TerminalView,
-} from '../../../src/cli/lab/view.js';
+import { formatDrops, formatSample, LinesView, sparkline, TerminalView } from '../../../src/cli/lab/view.js';
 import { throwInsteadOfExit, UsageError } from '../../../src/cli/usage.js';
 
 const sample: Sample = {
