@@ -243,6 +243,16 @@ static napi_value link_read(napi_env env, napi_callback_info info)
   return out;
 }
 
+/* notify(address, text) -> 0 | -errno */
+static napi_value notify(napi_env env, napi_callback_info info)
+{
+  ARGS(2)
+  char address[128], message[1024];
+  if (!get_text(env, argv[0], address, sizeof address) || !get_text(env, argv[1], message, sizeof message))
+    return NULL;
+  return integer(env, pw_notify(address, message));
+}
+
 static napi_value probe_udp_segments(napi_env env, napi_callback_info info)
 {
   (void)info;
@@ -443,7 +453,7 @@ NAPI_MODULE_INIT()
       {"udpOpen", udp_open},         {"icmpOpen", icmp_open},     {"eventOpen", event_open},
       {"eventSignal", event_signal}, {"closeFd", close_fd},       {"socketDrops", socket_drops},
       {"linkRead", link_read},       {"checksum", checksum},      {"probeUdpSegments", probe_udp_segments},
-      {"noop", noop},                {"layout", layout},          {"engineCreate", engine_create},
+      {"notify", notify},            {"noop", noop},                {"layout", layout},          {"engineCreate", engine_create},
   };
   pw_checksum_init(NULL);
   for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {

@@ -50,6 +50,12 @@ struct pw_link {
 /* Statistics of an interface by index over rtnetlink. 0 or -errno. */
 int pw_link_read(int index, struct pw_link *out);
 
+/*
+ * Sends one datagram to a unix socket without waiting: `address` as in NOTIFY_SOCKET of sd_notify(3), "/path" or
+ * "@abstract". 0 or -errno; -EAFNOSUPPORT for any other form.
+ */
+int pw_notify(const char *address, const char *text);
+
 /* Most segments a UDP_SEGMENT send takes here: 127, 64, or 0 when the kernel has none. */
 unsigned pw_probe_udp_segments(void);
 #endif

@@ -1,70 +1,235 @@
 /**
- * The daemon: a directory store and a joined overlay, with a control socket beside them. It is the first embedder of
- * `joinOverlay` and does nothing that another could not.
+ * The daemon: a lease store and a joined overlay, with a control socket, health checks and a service manager beside
+ * them. It is the first embedder of `joinOverlay` and does nothing that another could not.
  */
+import { joinOverlay } from '../control/join.js';
+import { messageOf } from '../errors.js';
 import { checkSystem } from '../host/system.js';
-import { directoryStore, joinOverlay, type Logger, type Overlay } from '../index.js';
+import type { LeaseStore, Logger, Overlay } from '../index.js';
 import type { AgentConfig } from './config.js';
 import { ControlSocket } from './control-socket.js';
+import { Health, problemsOf } from './health.js';
+import { HttpServer, type HttpRoutes } from './http-server.js';
+import type { LogLevel } from './log.js';
+import { needRestart, reloadSurroundings } from './reload.js';
 import { agentStatus } from './status.js';
+import { openStore } from './stores.js';
+import { ServiceManager } from './systemd.js';
 import { VERSION } from './version.js';
 
 export interface AgentSurroundings {
-  readonly log: Logger;
+  readonly log: Logger & { level: LogLevel | string };
   /** Ends the agent, whether it is starting or running. */
   readonly signal: AbortSignal;
+  /** Reads flags and environment again, for a reload. */
+  readonly readConfig: () => Promise<AgentConfig>;
+  /** `NOTIFY_SOCKET` and its like are taken out of it. */
+  readonly environment: NodeJS.ProcessEnv;
 }
 
-/**
- * Runs until the signal aborts, then stops in order: packets, control socket, store. Nothing of ours is left on the
- * host then but the subnet file.
- *
- * @returns `failed` when the data plane has failed while running and has logged why.
- * @throws {PodwireError} as {@link joinOverlay}; `DEVICE_IN_USE` when an agent for the same subnet file is alive.
- */
-export async function runAgent(config: AgentConfig, { log, signal }: AgentSurroundings): Promise<'stopped' | 'failed'> {
-  const startedAt = new Date();
-  const store = directoryStore(config.store.path);
-  log.info({ version: VERSION, pid: process.pid, store: store.description }, 'podwire agent starts');
-  for (const warning of config.warnings) log.warn({}, warning);
-  await checkSystem();
-  let overlay: Overlay | undefined;
-  const control = await ControlSocket.open(config.controlSocket, {
-    '/v1/status': () =>
-      overlay === undefined
-        ? undefined
-        : agentStatus({ version: VERSION, pid: process.pid, startedAt }, overlay.status()),
-  });
-  try {
-    overlay = await joinOverlay({
-      store,
-      interface: config.interface,
-      subnetFile: config.subnetFile,
-      stateDirectory: config.stateDirectory,
-      ipMasq: config.ipMasq,
-      leaseTtlMs: config.leaseTtlMs,
-      ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),
-      ...(config.txQueueLength === undefined ? {} : { txQueueLength: config.txQueueLength }),
-      dataplane: config.dataplane,
-      logger: log,
-      signal,
-    });
-    return await Promise.race([
-      overlay.closed.then(
-        () => 'stopped' as const,
-        () => 'failed' as const,
-      ),
-      aborted(signal).then(() => 'stopped' as const),
-    ]);
-  } catch (error) {
-    // A start that was called off is a clean stop.
-    if (!signal.aborted) throw error;
-    return 'stopped';
-  } finally {
-    await overlay?.close({ release: config.releaseOnExit });
-    await control.close();
-    await store[Symbol.asyncDispose]();
+/** How often the agent looks at itself when nobody asks. */
+const LOOK_MS = 5_000;
+
+export class Agent {
+  readonly #surroundings: AgentSurroundings;
+  readonly #log: Logger;
+  readonly #manager: ServiceManager;
+  readonly #health: Health;
+  #config: AgentConfig;
+  #store: LeaseStore | undefined;
+  #overlay: Overlay | undefined;
+  #reloading: Promise<void> = Promise.resolve();
+  #reloadWanted = false;
+  #problem: string | undefined;
+
+  constructor(config: AgentConfig, surroundings: AgentSurroundings) {
+    this.#config = config;
+    this.#surroundings = surroundings;
+    this.#log = surroundings.log;
+    this.#manager = ServiceManager.fromEnvironment(surroundings.environment, { logger: surroundings.log });
+    this.#health = new Health(() => this.#overlay?.status());
   }
+
+  /**
+   * Runs until the signal aborts, then stops in order: packets, servers, store. Nothing of ours is left on the host
+   * then but the subnet file. Call it once.
+   *
+   * @returns `failed` when the data plane has failed while running and has logged why.
+   * @throws {PodwireError} as {@link joinOverlay} and {@link HttpServer.open}; `DEVICE_IN_USE` when an agent for the
+   *   same subnet file is alive.
+   */
+  async run(): Promise<'stopped' | 'failed'> {
+    const { signal } = this.#surroundings;
+    const config = this.#config;
+    const startedAt = new Date();
+    const closing: (() => PromiseLike<unknown>)[] = [];
+    const stopping = (): void => this.#manager.stopping();
+    signal.addEventListener('abort', stopping, { once: true });
+    try {
+      const store = await openStore(config.store);
+      this.#store = store;
+      closing.push(() => store[Symbol.asyncDispose]());
+      this.#log.info({ version: VERSION, pid: process.pid, store: store.description }, 'podwire agent starts');
+      for (const warning of config.warnings) this.#log.warn({}, warning);
+      await checkSystem();
+      const control = await ControlSocket.open(config.controlSocket, {
+        '/v1/status': () =>
+          this.#overlay === undefined
+            ? undefined
+            : agentStatus({ version: VERSION, pid: process.pid, startedAt }, this.#overlay.status()),
+      });
+      closing.push(() => control.close());
+      if (config.health !== undefined) closing.push(await this.#serve(config.health, this.#health.routes));
+      closing.push(this.#keepLooking());
+      const overlay = await joinOverlay(overlayOptions(config, store, this.#surroundings));
+      closing.push(() => overlay.close({ release: config.releaseOnExit }));
+      this.#overlay = overlay;
+      this.#health.forget();
+      this.#manager.ready(this.#describe(overlay));
+      return await Promise.race([
+        overlay.closed.then(
+          () => 'stopped' as const,
+          () => 'failed' as const,
+        ),
+        aborted(signal).then(() => 'stopped' as const),
+      ]);
+    } catch (error) {
+      // A start that was called off is a clean stop.
+      if (!signal.aborted) throw error;
+      return 'stopped';
+    } finally {
+      signal.removeEventListener('abort', stopping);
+      if (!signal.aborted) stopping();
+      for (const close of closing.reverse()) await close();
+    }
+  }
+
+  /**
+   * Reads flags, environment, network config and underlay again and writes the subnet file. Never rejects; while one
+   * reload runs, any number of further wishes are one more.
+   */
+  reload(): Promise<void> {
+    if (!this.#reloadWanted) {
+      this.#reloadWanted = true;
+      this.#reloading = this.#reloading.then(() => {
+        this.#reloadWanted = false;
+        return this.#reload();
+      });
+    }
+    return this.#reloading;
+  }
+
+  async #reload(): Promise<void> {
+    if (this.#surroundings.signal.aborted) return;
+    const overlay = this.#overlay;
+    this.#log.info({}, 'reading the configuration again');
+    if (overlay !== undefined) this.#manager.reloading();
+    await this.#readSettings();
+    if (overlay === undefined || this.#store === undefined) {
+      this.#log.info({}, 'the agent is starting: it reads everything else anyway');
+      return;
+    }
+    await reloadSurroundings({ log: this.#log, store: this.#store, overlay, config: this.#config });
+    this.#health.forget();
+    this.#log.info({}, 'the configuration was read again');
+    this.#manager.ready(this.#describe(overlay));
+  }
+
+  async #readSettings(): Promise<void> {
+    const { log, readConfig } = this.#surroundings;
+    let config: AgentConfig;
+    try {
+      config = await readConfig();
+    } catch (error) {
+      log.error({}, `the settings cannot be followed, going on with the old ones: ${messageOf(error)}`);
+      return;
+    }
+    const known = new Set(this.#config.warnings);
+    for (const warning of config.warnings) if (!known.has(warning)) log.warn({}, warning);
+    if (config.logLevel !== this.#config.logLevel) {
+      log.info({ before: this.#config.logLevel, now: config.logLevel }, 'the log level has changed');
+      log.level = config.logLevel;
+    }
+    const fixed = needRestart(this.#config, config);
+    if (fixed.length > 0) {
+      log.warn({ settings: fixed.join(', ') }, 'settings have changed: restart the agent to follow them');
+    }
+    this.#config = { ...this.#config, logLevel: config.logLevel, warnings: config.warnings };
+  }
+
+  async #serve(
+    where: { readonly host: string; readonly port: number },
+    routes: HttpRoutes,
+  ): Promise<() => Promise<void>> {
+    const server = await HttpServer.open(where.host, where.port, routes);
+    this.#log.info(
+      { host: where.host, port: server.port, paths: Object.keys(routes).join(' ') },
+      'health checks are served',
+    );
+    return () => server.close();
+  }
+
+  /** Tells a change of readiness in the log and to the service manager, and gives signs of life. */
+  #keepLooking(): () => Promise<void> {
+    const { watchdogMs } = this.#manager;
+    let watchdog: NodeJS.Timeout | undefined;
+    if (watchdogMs !== undefined) {
+      const sign = (): void => {
+        if (this.#health.live().ok) this.#manager.alive();
+      };
+      sign();
+      watchdog = setInterval(sign, watchdogMs / 2);
+    }
+    const look = setInterval(() => void this.#look(), LOOK_MS);
+    look.unref();
+    watchdog?.unref();
+    return async () => {
+      clearInterval(look);
+      clearInterval(watchdog);
+    };
+  }
+
+  async #look(): Promise<void> {
+    const overlay = this.#overlay;
+    this.#manager.retry();
+    if (overlay === undefined) return;
+    const problem = problemsOf(await this.#health.ready());
+    if (problem !== this.#problem) {
+      if (problem === undefined) this.#log.info({}, 'ready again');
+      else this.#log.warn({}, `not ready: ${problem}`);
+      this.#problem = problem;
+    }
+    this.#manager.status(problem === undefined ? this.#describe(overlay) : `not ready: ${problem}`);
+  }
+
+  /** The line of `systemctl status`. */
+  #describe(overlay: Overlay): string {
+    const { lease, interface: underlay } = overlay;
+    const subnets = [lease.subnet, lease.subnet6].filter((subnet) => subnet !== undefined).join(' ');
+    return `${subnets} through ${overlay.network.backend.type} on ${underlay.name} (${underlay.why})`;
+  }
+}
+
+function overlayOptions(
+  config: AgentConfig,
+  store: LeaseStore,
+  { log, signal }: AgentSurroundings,
+): Parameters<typeof joinOverlay>[0] {
+  return {
+    store,
+    interface: config.interface,
+    subnetFile: config.subnetFile,
+    stateDirectory: config.stateDirectory,
+    ipMasq: config.ipMasq,
+    leaseTtlMs: config.leaseTtlMs,
+    ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),
+    ...(config.txQueueLength === undefined ? {} : { txQueueLength: config.txQueueLength }),
+    // As flanneld: whoever writes the config may come later. A directory is at hand and mended at once.
+    waitForConfig: config.store.kind === 'etcd',
+    dataplane: config.dataplane,
+    logger: log,
+    signal,
+  };
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

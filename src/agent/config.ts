@@ -4,17 +4,22 @@
  * A value that cannot be read is `INVALID_ARGUMENT` or `INVALID_ADDRESS` (a usage error, exit 2); a flag of a part
  * that this version does not have is `UNSUPPORTED` (exit 1), because the operator used it rightly.
  */
+import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { PodwireError } from '../errors.js';
+import { messageOf, PodwireError } from '../errors.js';
 import type { InterfaceChoice } from '../host/select-interface.js';
+import { parseDotenv } from '../host/subnet-env.js';
 import type { DataplaneOptions } from '../index.js';
-import { Address } from '../net/prefix.js';
 import { defaultControlSocket } from './control-path.js';
-import { environmentName, type Flag, flagNamed, FLAGS } from './flags.js';
+import { FlagReader, type FlagValues } from './flag-reader.js';
+import { FLAGS, readInt } from './flags.js';
 import type { LogFormat, LogLevel } from './log.js';
+import { readStore, type StoreConfig } from './store-config.js';
+
+export type { FlagValues } from './flag-reader.js';
 
 export interface AgentConfig {
-  readonly store: { readonly kind: 'directory'; readonly path: string };
+  readonly store: StoreConfig;
   readonly interface: InterfaceChoice;
   readonly subnetFile: string;
   /** Directory of the lease table and of what backends keep. */
@@ -30,14 +35,13 @@ export interface AgentConfig {
     DataplaneOptions,
     'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu'
   >;
+  /** Where health checks and metrics are served; absent: nowhere. */
+  readonly health?: { readonly host: string; readonly port: number };
   readonly logLevel: LogLevel;
   readonly logFormat: LogFormat;
-  /** Lines for the operator that are no errors: flags without effect in this version. */
+  /** Lines for the operator that are no errors: flags and variables without effect. */
   readonly warnings: readonly string[];
 }
-
-/** Flag values as commander gives them: text, or a list for a repeatable flag. */
-export type FlagValues = Readonly<Record<string, string | readonly string[] | undefined>>;
 
 const LONGEST_TTL_MS = 366 * 24 * 3_600_000;
 const LONGEST_DEVICE = 15;
@@ -46,14 +50,14 @@ const LONGEST_SOCKET_PATH = 107;
 
 /**
  * @param given values from the command line, keyed by flag name.
- * @param environment `FLANNELD_…` and `PODWIRE_…` are read; the command line wins. A list takes one value from it.
+ * @param environment `FLANNELD_…` and `PODWIRE_…` are read, see {@link FlagReader}.
  * @throws {PodwireError} see above.
  */
 export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEnv): AgentConfig {
   const read = new FlagReader(given, environment);
-  const warnings: string[] = [];
+  const warnings = [...read.warnings];
   refuseAbsentParts(read, warnings);
-  const store = readStore(read);
+  const store = readStore(read, warnings);
   const subnetFile = resolve(read.text('subnet-file'));
   const socketText = read.optional('control-socket');
   const controlSocket = socketText === undefined ? defaultControlSocket(subnetFile) : resolve(socketText);
@@ -75,7 +79,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
   }
   const leaseTtlMs = parseDuration(read.text('lease-ttl'));
   const margin = readMargin(read, leaseTtlMs);
-  const queue = read.optional('tx-queue-length');
+  const health = readHealth(read);
   return {
     store,
     interface: readInterface(read),
@@ -86,139 +90,75 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     leaseTtlMs,
     ...(margin === undefined ? {} : { renewMarginMs: margin }),
     releaseOnExit: read.bool('release-on-exit'),
-    ...(queue === undefined ? {} : { txQueueLength: parseInteger('--tx-queue-length', queue, 1, 1_000_000) }),
+    ...(read.isSet('tx-queue-length') ? { txQueueLength: read.int('tx-queue-length', 1, 1_000_000) } : {}),
     dataplane: readDataplane(read),
-    logLevel: read.choice('log-level', ['debug', 'info', 'warn', 'error']),
+    ...(health === undefined ? {} : { health }),
+    logLevel: readLogLevel(read),
     logFormat: read.choice('log-format', ['auto', 'json', 'pretty']),
     warnings,
   };
 }
 
-/** Looks a flag up: command line, then environment, then default. */
-class FlagReader {
-  readonly #given: FlagValues;
-  readonly #environment: NodeJS.ProcessEnv;
-
-  constructor(given: FlagValues, environment: NodeJS.ProcessEnv) {
-    this.#given = given;
-    this.#environment = environment;
+/**
+ * {@link readAgentConfig} with the variables of `--environment-file` behind those of the environment.
+ *
+ * @throws {PodwireError} also `SYSTEM` when that file cannot be read.
+ */
+export async function loadAgentConfig(given: FlagValues, environment: NodeJS.ProcessEnv): Promise<AgentConfig> {
+  const path = new FlagReader(given, environment).optional('environment-file');
+  if (path === undefined) return readAgentConfig(given, environment);
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    throw new PodwireError('SYSTEM', `cannot read --environment-file ${path}: ${messageOf(error)}`, { cause: error });
   }
-
-  /** The flag as the operator wrote it, for messages. */
-  origin(name: string): string {
-    return this.fromCommandLine(name) ? `--${name}` : environmentName(this.#flag(name));
-  }
-
-  fromCommandLine(name: string): boolean {
-    return this.#given[name] !== undefined;
-  }
-
-  isSet(name: string): boolean {
-    return this.list(name).length > 0;
-  }
-
-  list(name: string): readonly string[] {
-    const value = this.#given[name];
-    if (value !== undefined) return typeof value === 'string' ? [value] : value;
-    const fromEnvironment = this.#environment[environmentName(this.#flag(name))];
-    return fromEnvironment === undefined || fromEnvironment === '' ? [] : [fromEnvironment];
-  }
-
-  /** The last value given, or undefined; empty text counts as not given, as in flanneld. */
-  optional(name: string): string | undefined {
-    const value = this.list(name).at(-1);
-    return value === undefined || value === '' ? undefined : value;
-  }
-
-  text(name: string): string {
-    return this.optional(name) ?? this.#flag(name).default ?? '';
-  }
-
-  bool(name: string): boolean {
-    const text = this.text(name);
-    if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;
-    if (/^(0|f|F|false|FALSE|False)$/.test(text)) return false;
-    throw new PodwireError('INVALID_ARGUMENT', `${this.origin(name)}=${text} is neither true nor false`);
-  }
-
-  choice<T extends string>(name: string, choices: readonly T[]): T {
-    const text = this.text(name);
-    const found = choices.find((choice) => choice === text);
-    if (found !== undefined) return found;
-    throw new PodwireError(
-      'INVALID_ARGUMENT',
-      `${this.origin(name)} ${JSON.stringify(text)} is not one of ${choices.join(', ')}`,
-    );
-  }
-
-  #flag(name: string): Flag {
-    const flag = flagNamed(name);
-    if (flag === undefined) throw new Error(`no flag is named ${name}`);
-    return flag;
-  }
+  const set = Object.entries(environment).filter(([, value]) => value !== '');
+  return readAgentConfig(given, { ...Object.fromEntries(parseDotenv(text)), ...Object.fromEntries(set) });
 }
 
 /** flanneld's flags of parts that are not there yet must not be silently without effect. */
 function refuseAbsentParts(read: FlagReader, warnings: string[]): void {
-  for (const flag of FLAGS) {
-    if (flag.group !== 'absent' || !read.isSet(flag.name)) continue;
-    const unchanged = flag.kind === 'bool' ? !read.bool(flag.name) : read.text(flag.name) === flag.default;
-    if (unchanged) continue;
-    const isStore = flag.part?.endsWith('store') === true;
-    if (isStore && !read.fromCommandLine(flag.name) && read.isSet('store')) {
-      warnings.push(`${read.origin(flag.name)} has no effect: the leases are in --store ${read.text('store')}`);
+  for (const { group, name, part = '' } of FLAGS) {
+    if (!read.isChanged(name)) continue;
+    if (group === 'ignored' && name !== 'set-node-network-unavailable') {
+      warnings.push(`${read.origin(name)} has no effect: see --log-level`);
+    }
+    if (group !== 'absent') continue;
+    const isStore = part.endsWith('store');
+    if (isStore && !read.fromCommandLine(name) && read.isSet('store')) {
+      warnings.push(`${read.origin(name)} has no effect: the leases are in --store ${read.text('store')}`);
       continue;
     }
     throw new PodwireError(
       'UNSUPPORTED',
       isStore
-        ? `${read.origin(flag.name)} belongs to ${flag.part}: this version has the directory store only (--store dir:PATH)`
-        : `${read.origin(flag.name)} asks for ${flag.part}, which this version does not have: leave it out`,
+        ? `${read.origin(name)} belongs to ${part}, which this version does not have: use etcd (--etcd-endpoints) or a directory (--store dir:PATH)`
+        : `${read.origin(name)} asks for ${part}, which this version does not have: leave it out`,
     );
   }
 }
 
-function readStore(read: FlagReader): AgentConfig['store'] {
-  const text = read.optional('store');
-  if (text === undefined) {
-    throw new PodwireError(
-      'UNSUPPORTED',
-      'without --store the agent means etcd, as flanneld does, and this version has the directory store only: give --store dir:PATH',
-    );
+/** `-v` counts as in klog, where details begin at 2; what says the level itself goes first. */
+function readLogLevel(read: FlagReader): LogLevel {
+  const verbosity = read.int('v', -100, 100);
+  if (!read.isSet('log-level') && verbosity >= 2) return 'debug';
+  return read.choice('log-level', ['debug', 'info', 'warn', 'error']);
+}
+
+function readHealth(read: FlagReader): AgentConfig['health'] {
+  const port = read.int('healthz-port', 0, 65_535);
+  const host = read.text('healthz-ip');
+  if (!/^(?:[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+(?:%[^\s%]+)?)$/.test(host)) {
+    throw read.refusal('healthz-ip', 'is neither an IP address nor a host name');
   }
-  const scheme = /^([a-z0-9]+):/.exec(text)?.[1];
-  if (scheme !== 'dir') {
-    throw new PodwireError(
-      'INVALID_ARGUMENT',
-      `${read.origin('store')} ${JSON.stringify(text)}: this version has the directory store only, written dir:PATH`,
-    );
-  }
-  const path = text.slice('dir:'.length);
-  if (path === '' || path.includes('\0')) {
-    throw new PodwireError(
-      'INVALID_ARGUMENT',
-      `${read.origin('store')} ${JSON.stringify(text)} names no directory: write dir:/path/to/store`,
-    );
-  }
-  return { kind: 'directory', path: resolve(path) };
+  return port === 0 ? undefined : { host, port };
 }
 
 function readInterface(read: FlagReader): InterfaceChoice {
-  const address = (name: string, family?: 4 | 6): string | undefined => {
-    const text = read.optional(name);
-    if (text === undefined) return undefined;
-    const parsed = Address.tryParse(text);
-    if (parsed === undefined || (family !== undefined && parsed.family !== family)) {
-      throw new PodwireError(
-        'INVALID_ADDRESS',
-        `${read.origin(name)} ${JSON.stringify(text)} is not an ${family === undefined ? 'IP' : `IPv${family}`} address`,
-      );
-    }
-    return text;
-  };
-  const canReach = address('iface-can-reach');
-  const publicIp = address('public-ip', 4);
-  const publicIpv6 = address('public-ipv6', 6);
+  const canReach = read.address('iface-can-reach');
+  const publicIp = read.address('public-ip', 4);
+  const publicIpv6 = read.address('public-ipv6', 6);
   return {
     iface: read.list('iface').filter((text) => text !== ''),
     ifaceRegex: read.list('iface-regex').filter((text) => text !== ''),
@@ -241,10 +181,9 @@ function readDataplane(read: FlagReader): AgentConfig['dataplane'] {
       `${read.origin('device')} ${JSON.stringify(device)} is no device name: at most ${LONGEST_DEVICE} bytes without white space, "/" and ":", with at most one %d for a number`,
     );
   }
-  const workers = read.text('workers');
   return {
     device,
-    workers: workers === 'auto' ? 'auto' : parseInteger(read.origin('workers'), workers, 1, 32, ' or auto'),
+    workers: read.text('workers') === 'auto' ? 'auto' : read.int('workers', 1, 32, ' or auto'),
     sourceCheck: read.choice('source-check', ['off', 'lease', 'strict']),
     sourcePort: read.choice('source-port', ['flow', 'fixed']),
     offload: {
@@ -259,13 +198,14 @@ function readDataplane(read: FlagReader): AgentConfig['dataplane'] {
 function readMargin(read: FlagReader, leaseTtlMs: number): number | undefined {
   const text = read.optional('subnet-lease-renew-margin');
   if (text === undefined) return undefined;
-  if (!/^\d+$/.test(text) || Number(text) < 1 || Number(text) > 1439) {
+  const minutes = readInt(text);
+  if (minutes === undefined || minutes < 1 || minutes > 1439) {
     throw new PodwireError(
       'INVALID_ARGUMENT',
       `Invalid subnet-lease-renew-margin option, out of acceptable range: ${JSON.stringify(text)} is not 1 to 1439 minutes`,
     );
   }
-  const marginMs = Number(text) * 60_000;
+  const marginMs = minutes * 60_000;
   if (marginMs >= leaseTtlMs) {
     throw new PodwireError(
       'INVALID_ARGUMENT',
@@ -273,17 +213,6 @@ function readMargin(read: FlagReader, leaseTtlMs: number): number | undefined {
     );
   }
   return marginMs;
-}
-
-function parseInteger(name: string, text: string, least: number, most: number, also = ''): number {
-  const value = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
-  if (!(value >= least && value <= most)) {
-    throw new PodwireError(
-      'INVALID_ARGUMENT',
-      `${name} ${JSON.stringify(text)} is not a number from ${least} to ${most}${also}`,
-    );
-  }
-  return value;
 }
 
 const UNIT_MS: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };

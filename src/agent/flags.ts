@@ -3,8 +3,11 @@
  * line, the environment and the help text all come from this table.
  */
 
-/** How a flag's text is read. `bool` never takes the next argument, as in Go. */
-export type FlagKind = 'text' | 'list' | 'bool';
+/**
+ * How a flag's text is read. `bool` never takes the next argument, as in Go; `int` is a decimal number, which Go
+ * checks as soon as it is given.
+ */
+export type FlagKind = 'text' | 'list' | 'bool' | 'int';
 
 /**
  * - `flannel`: works as in flanneld.
@@ -15,124 +18,126 @@ export type FlagKind = 'text' | 'list' | 'bool';
  */
 export type FlagGroup = 'flannel' | 'own' | 'firewall' | 'absent' | 'ignored';
 
+/** Headings of the help, in this order. */
+export const SECTIONS = {
+  underlay: 'Underlay and subnet:',
+  store: 'Lease store:',
+  etcd: 'etcd:',
+  firewall: 'Firewall:',
+  engine: 'Data plane:',
+  observe: 'Logs, health, control:',
+  absent: 'Not in this version, or without effect:',
+} as const;
+
+export type Section = keyof typeof SECTIONS;
+
 export interface Flag {
   readonly name: string;
   readonly kind: FlagKind;
   readonly group: FlagGroup;
+  readonly section: Section;
   /** Text as it would be given; absent: not set. */
   readonly default?: string;
   /** Placeholder in the help. */
   readonly value: string;
   readonly help: string;
-  /** The part that an `absent` flag belongs to, as a plural: "the etcd store". */
+  /** The part that an `absent` flag belongs to, as a plural: "the Kubernetes store". */
   readonly part?: string;
 }
 
-const FLANNEL_DEFAULT_ENDPOINTS = 'http://127.0.0.1:4001,http://127.0.0.1:2379';
+type Row = readonly [name: string, kind: FlagKind, value: string, help: string, fallback?: string];
 
-const etcd = (name: string, fallback = ''): Flag => ({
-  name,
-  kind: 'text',
-  group: 'absent',
-  default: fallback,
-  value: 'text',
-  help: 'etcd store',
-  part: 'the etcd store',
-});
+function rows(group: FlagGroup, section: Section, table: readonly Row[]): Flag[] {
+  return table.map(([name, kind, value, help, fallback]) => ({
+    name,
+    kind,
+    group,
+    section,
+    value,
+    help,
+    ...(fallback === undefined ? {} : { default: fallback }),
+  }));
+}
 
-const kube = (name: string, kind: FlagKind, fallback: string): Flag => ({
-  name,
-  kind,
-  group: 'absent',
-  default: fallback,
-  value: kind === 'bool' ? 'bool' : 'text',
-  help: 'Kubernetes store',
-  part: 'the Kubernetes store',
-});
-
-const flannel = (name: string, kind: FlagKind, value: string, help: string, fallback?: string): Flag => ({
-  name,
-  kind,
-  group: 'flannel',
-  value,
-  help,
-  ...(fallback === undefined ? {} : { default: fallback }),
-});
-
-const own = (name: string, kind: FlagKind, value: string, help: string, fallback?: string): Flag => ({
-  ...flannel(name, kind, value, help, fallback),
-  group: 'own',
-});
-
-const firewall = (name: string, kind: FlagKind, fallback: string, help: string): Flag => ({
-  name,
-  kind,
-  group: 'firewall',
-  default: fallback,
-  value: kind === 'bool' ? 'bool' : 'seconds',
-  help,
-});
-
-const ignored = (name: string, kind: FlagKind, fallback: string): Flag => ({
-  name,
-  kind,
-  group: 'ignored',
-  default: fallback,
-  value: kind === 'bool' ? 'bool' : 'text',
-  help: "flanneld's, no effect",
-});
+const KUBERNETES: readonly Row[] = [
+  ['kube-subnet-mgr', 'bool', 'bool', 'Kubernetes store', 'false'],
+  ['kube-api-url', 'text', 'text', 'Kubernetes store', ''],
+  ['kubeconfig-file', 'text', 'path', 'Kubernetes store', ''],
+  ['kube-annotation-prefix', 'text', 'text', 'Kubernetes store', 'flannel.alpha.coreos.com'],
+  ['net-config-path', 'text', 'path', 'Kubernetes store', '/etc/kube-flannel/net-conf.json'],
+];
 
 export const FLAGS: readonly Flag[] = [
-  own('store', 'text', 'dir:PATH', 'lease store; without it the agent means etcd, as flanneld does'),
-  flannel('iface', 'list', 'name|address', 'interface of the underlay (repeatable, first match wins)'),
-  flannel('iface-regex', 'list', 'pattern', 'interface whose address or name matches (repeatable)'),
-  flannel('iface-can-reach', 'text', 'address', "interface of the kernel's route to this address"),
-  flannel('public-ip', 'text', 'address', "IPv4 address that peers use (default: the interface's)"),
-  flannel('public-ipv6', 'text', 'address', 'IPv6 address written to the lease of a dual-stack network'),
-  flannel('subnet-file', 'text', 'path', 'file written for the CNI plugin', '/run/flannel/subnet.env'),
-  own('state-dir', 'text', 'path', 'what outlives the process, as the last lease table', '/var/lib/podwire-agent'),
-  flannel('subnet-lease-renew-margin', 'text', 'minutes', 'renew this long before the lease ends (1 to 1439)', '60'),
-  firewall('ip-masq', 'bool', 'false', 'FLANNEL_IPMASQ in the subnet file (no rules are installed by this version)'),
-  firewall('ip-masq-fully-random-disable', 'bool', 'false', 'accepted, no rules in this version'),
-  firewall('iptables-resync', 'text', '5', 'accepted, no rules in this version'),
-  firewall('iptables-forward-rules', 'bool', 'true', 'accepted, no rules in this version'),
-  own('lease-ttl', 'text', 'duration', 'life of the lease without renewal (30s, 90m, 24h)', '24h'),
-  own('release-on-exit', 'bool', 'bool', 'give the lease back on a clean stop', 'false'),
-  own('device', 'text', 'name', 'TUN device, %d is a free number', 'flannel%d'),
-  own('tx-queue-length', 'text', 'packets', 'queue of the TUN device (default: 2000)'),
-  own('workers', 'text', 'auto|N', 'worker threads, one TUN queue and socket each', 'auto'),
-  own('source-check', 'text', 'off|lease|strict', 'who may send to us, and for whom', 'lease'),
-  own('source-port', 'text', 'flow|fixed', 'outer source port: one a flow, or always the port', 'flow'),
-  own('tun-offload', 'text', 'auto|uso|tso|csum|none', 'best offload to ask of the TUN', 'auto'),
-  own('udp-offload', 'text', 'auto|gso|mmsg|single', 'best batching to ask of the sockets', 'auto'),
-  own('spin', 'text', 'adaptive|off|always', 'poll for a moment before sleeping', 'adaptive'),
-  own('path-mtu-probes', 'bool', 'bool', 'measure the path MTU to every peer', 'true'),
-  own('control-socket', 'text', 'path', 'status socket (default: beside the subnet file)'),
-  own('log-level', 'text', 'level', 'debug, info, warn or error', 'info'),
-  own('log-format', 'text', 'format', 'json, pretty, or auto: pretty on a terminal', 'auto'),
-  etcd('etcd-endpoints', FLANNEL_DEFAULT_ENDPOINTS),
-  etcd('etcd-prefix', '/coreos.com/network'),
-  etcd('etcd-keyfile'),
-  etcd('etcd-certfile'),
-  etcd('etcd-cafile'),
-  etcd('etcd-username'),
-  etcd('etcd-password'),
-  kube('kube-subnet-mgr', 'bool', 'false'),
-  kube('kube-api-url', 'text', ''),
-  kube('kubeconfig-file', 'text', ''),
-  kube('kube-annotation-prefix', 'text', 'flannel.alpha.coreos.com'),
-  kube('net-config-path', 'text', '/etc/kube-flannel/net-conf.json'),
-  { ...kube('healthz-port', 'text', '0'), help: 'health checks', part: 'the health check server' },
-  {
-    ...kube('ip-blackhole-route', 'bool', 'false'),
-    help: 'blackhole route',
+  ...rows('flannel', 'underlay', [
+    ['iface', 'list', 'name|address', 'interface of the underlay (repeatable, first match wins)'],
+    ['iface-regex', 'list', 'pattern', 'interface whose address or name matches (repeatable)'],
+    ['iface-can-reach', 'text', 'address', "interface of the kernel's route to this address"],
+    ['public-ip', 'text', 'address', "IPv4 address that peers use (default: the interface's)"],
+    ['public-ipv6', 'text', 'address', 'IPv6 address written to the lease of a dual-stack network'],
+    ['subnet-file', 'text', 'path', 'file written for the CNI plugin', '/run/flannel/subnet.env'],
+    ['subnet-lease-renew-margin', 'int', 'minutes', 'renew this long before the lease ends (1 to 1439)', '60'],
+  ]),
+  ...rows('own', 'underlay', [
+    ['state-dir', 'text', 'path', 'what outlives the process, as the last lease table', '/var/lib/podwire-agent'],
+  ]),
+  ...rows('own', 'store', [
+    ['store', 'text', 'etcd|dir:PATH', 'where the leases are; without it etcd, as with flanneld'],
+    ['lease-ttl', 'text', 'duration', 'life of the lease without renewal (30s, 90m, 24h)', '24h'],
+    ['release-on-exit', 'bool', 'bool', 'give the lease back on a clean stop', 'false'],
+  ]),
+  ...rows('flannel', 'etcd', [
+    [
+      'etcd-endpoints',
+      'text',
+      'url,url…',
+      'etcd servers, tried in turn',
+      'http://127.0.0.1:4001,http://127.0.0.1:2379',
+    ],
+    ['etcd-prefix', 'text', 'key', 'prefix of all keys', '/coreos.com/network'],
+    ['etcd-cafile', 'text', 'path', "certificates that the servers' must be signed by", ''],
+    ['etcd-certfile', 'text', 'path', 'client certificate', ''],
+    ['etcd-keyfile', 'text', 'path', 'its key', ''],
+    ['etcd-username', 'text', 'text', 'user of an etcd with authentication', ''],
+    ['etcd-password', 'text', 'text', 'its password; better in FLANNELD_ETCD_PASSWORD or --environment-file', ''],
+  ]),
+  ...rows('firewall', 'firewall', [
+    ['ip-masq', 'bool', 'bool', 'FLANNEL_IPMASQ in the subnet file (no rules are installed by this version)', 'false'],
+    ['ip-masq-fully-random-disable', 'bool', 'bool', 'accepted, no rules in this version', 'false'],
+    ['iptables-resync', 'int', 'seconds', 'accepted, no rules in this version', '5'],
+    ['iptables-forward-rules', 'bool', 'bool', 'accepted, no rules in this version', 'true'],
+  ]),
+  ...rows('own', 'engine', [
+    ['device', 'text', 'name', 'TUN device, %d is a free number', 'flannel%d'],
+    ['tx-queue-length', 'text', 'packets', 'queue of the TUN device (default: 2000)'],
+    ['workers', 'text', 'auto|N', 'worker threads, one TUN queue and socket each', 'auto'],
+    ['source-check', 'text', 'off|lease|strict', 'who may send to us, and for whom', 'lease'],
+    ['source-port', 'text', 'flow|fixed', 'outer source port: one a flow, or always the port', 'flow'],
+    ['tun-offload', 'text', 'auto|uso|tso|csum|none', 'best offload to ask of the TUN', 'auto'],
+    ['udp-offload', 'text', 'auto|gso|mmsg|single', 'best batching to ask of the sockets', 'auto'],
+    ['spin', 'text', 'adaptive|off|always', 'poll for a moment before sleeping', 'adaptive'],
+    ['path-mtu-probes', 'bool', 'bool', 'measure the path MTU to every peer', 'true'],
+  ]),
+  ...rows('own', 'observe', [
+    ['environment-file', 'text', 'path', 'more FLANNELD_ and PODWIRE_ variables, read again on SIGHUP'],
+    ['control-socket', 'text', 'path', 'status socket (default: beside the subnet file)'],
+    ['log-level', 'text', 'level', 'debug, info, warn or error', 'info'],
+    ['log-format', 'text', 'format', 'json, pretty, or auto: pretty on a terminal', 'auto'],
+  ]),
+  ...rows('flannel', 'observe', [
+    ['v', 'int', 'N', 'from 2 on the log level is debug, unless --log-level says otherwise', '0'],
+    ['healthz-port', 'int', 'port', '/healthz, /readyz and /metrics on this port; 0: none', '0'],
+    ['healthz-ip', 'text', 'address', 'and on this address', '0.0.0.0'],
+  ]),
+  ...rows('absent', 'absent', KUBERNETES).map((flag) => ({ ...flag, part: 'the Kubernetes store' })),
+  ...rows('absent', 'absent', [['ip-blackhole-route', 'bool', 'bool', 'blackhole route', 'false']]).map((flag) => ({
+    ...flag,
     part: 'the blackhole route of the own subnet',
-  },
-  ignored('healthz-ip', 'text', '0.0.0.0'),
-  ignored('set-node-network-unavailable', 'bool', 'true'),
-  ignored('v', 'text', '0'),
-  ignored('vmodule', 'text', ''),
-  ignored('log_backtrace_at', 'text', ''),
+  })),
+  ...rows('ignored', 'absent', [
+    ['set-node-network-unavailable', 'bool', 'bool', "flanneld's with Kubernetes, no effect", 'true'],
+    ['vmodule', 'text', 'text', "flanneld's log levels by file, no effect", ''],
+    ['log_backtrace_at', 'text', 'text', "flanneld's, no effect", ''],
+  ]),
 ];
 
 const BY_NAME: ReadonlyMap<string, Flag> = new Map(FLAGS.map((flag) => [flag.name, flag]));
@@ -141,9 +146,54 @@ export function flagNamed(name: string): Flag | undefined {
   return BY_NAME.get(name);
 }
 
+/** The flag whose name is one or two slips away from `text`. */
+export function nearestFlag(text: string): Flag | undefined {
+  let best: { flag: Flag; slips: number } | undefined;
+  for (const flag of FLAGS) {
+    // A slip in a short name makes another word.
+    const slips = flag.name.length < 5 ? Infinity : slipsBetween(text, flag.name);
+    if (slips <= 2 && slips < (best?.slips ?? Infinity)) best = { flag, slips };
+  }
+  return best?.flag;
+}
+
+/** Letters added, left out, changed or swapped with their neighbour (optimal string alignment distance). */
+function slipsBetween(a: string, b: string): number {
+  let before: number[] = [];
+  let previous = Array.from({ length: b.length + 1 }, (_, column) => column);
+  for (let row = 1; row <= a.length; row++) {
+    const current = [row];
+    for (let column = 1; column <= b.length; column++) {
+      const same = a[row - 1] === b[column - 1];
+      let slips = Math.min(
+        (previous[column] ?? 0) + 1,
+        (current[column - 1] ?? 0) + 1,
+        (previous[column - 1] ?? 0) + (same ? 0 : 1),
+      );
+      if (row > 1 && column > 1 && a[row - 1] === b[column - 2] && a[row - 2] === b[column - 1]) {
+        slips = Math.min(slips, (before[column - 2] ?? 0) + 1);
+      }
+      current.push(slips);
+    }
+    [before, previous] = [previous, current];
+  }
+  return previous[b.length] ?? 0;
+}
+
 /** `FLANNELD_IP_MASQ` for flanneld's flags, `PODWIRE_LEASE_TTL` for podwire's own. */
 export function environmentName(flag: Flag): string {
   return `${flag.group === 'own' ? 'PODWIRE' : 'FLANNELD'}_${flag.name.toUpperCase().replaceAll('-', '_')}`;
+}
+
+/** Go's `strconv.ParseBool`; undefined for any other text. */
+export function readBool(text: string): boolean | undefined {
+  if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;
+  return /^(0|f|F|false|FALSE|False)$/.test(text) ? false : undefined;
+}
+
+/** Go's decimal `strconv.ParseInt`, within what a number holds exactly; undefined for any other text. */
+export function readInt(text: string): number | undefined {
+  return /^[+-]?\d{1,15}$/.test(text) ? Number(text) : undefined;
 }
 
 /**
@@ -162,6 +212,8 @@ export function normaliseArguments(args: readonly string[]): string[] {
       continue;
     }
     const [, name = '', assigned] = match;
+    // A boolean like any other in Go, an option without a value in commander.
+    if (name === 'version' && assigned !== undefined && readBool(assigned.slice(1)) === false) continue;
     const flag = BY_NAME.get(name);
     if (flag === undefined) {
       // Without its value, or commander would look for names near the whole word.

@@ -1,7 +1,7 @@
 /** `podwire agent`: the command line of the daemon, and its signals. */
 import { Command, Option } from 'commander';
-import { type AgentConfig, type FlagValues, readAgentConfig } from '../agent/config.js';
-import { type Flag, FLAGS } from '../agent/flags.js';
+import { type AgentConfig, type FlagValues, loadAgentConfig } from '../agent/config.js';
+import { type Flag, FLAGS, SECTIONS } from '../agent/flags.js';
 import type { createLog } from '../agent/log.js';
 import { VERSION } from '../agent/version.js';
 import { messageOf, PodwireError } from '../errors.js';
@@ -14,12 +14,16 @@ const SAME_SIGNAL_MS = 500;
 export function agentCommand(): Command {
   const command = new Command('agent')
     .description(
-      "Hold this host's lease, keep its TUN device, routes and subnet file, and carry the pods' packets. Flags are " +
-        "flanneld's (one dash or two); flanneld's are also read from FLANNELD_<NAME>, podwire's own from PODWIRE_<NAME>.",
+      "Hold this host's lease, keep its device, routes and subnet file, and carry the pods' packets. Flags are " +
+        "flanneld's (one dash or two); flanneld's are also read from FLANNELD_<NAME>, podwire's own from " +
+        'PODWIRE_<NAME>. SIGHUP reads the configuration again; SIGTERM and SIGINT stop. Exit codes: 0 stopped, 1 ' +
+        'failed, 2 wrong usage.',
     )
     .version(VERSION, '--version', 'print the version')
     .allowExcessArguments(true);
-  for (const flag of FLAGS) command.addOption(optionOf(flag));
+  for (const section of Object.keys(SECTIONS)) {
+    for (const flag of FLAGS) if (flag.section === section) command.addOption(optionOf(flag));
+  }
   command.action(async () => {
     // flanneld stops reading at the first such word and runs with defaults for the rest.
     const [unexpected] = command.args;
@@ -28,7 +32,8 @@ export function agentCommand(): Command {
         `unexpected argument ${JSON.stringify(unexpected)}: a boolean flag takes its value as --flag=false; see podwire agent --help`,
       );
     }
-    await serve(configOf(command));
+    const read = reader(command);
+    await serve(await read(), read);
   });
   return command;
 }
@@ -36,29 +41,31 @@ export function agentCommand(): Command {
 function optionOf(flag: Flag): Option {
   const shown =
     flag.default === undefined || flag.default === '' ? flag.help : `${flag.help} (default: ${flag.default})`;
-  const option = new Option(`--${flag.name} <${flag.value}>`, shown);
-  if (flag.group === 'absent' || flag.group === 'ignored') option.hideHelp();
+  const option = new Option(`--${flag.name} <${flag.value}>`, shown).helpGroup(SECTIONS[flag.section]);
   if (flag.kind === 'list')
     option.argParser((value: string, before: string[] | undefined) => [...(before ?? []), value]);
   return option;
 }
 
-function configOf(command: Command): AgentConfig {
+/** Reads the configuration, now and at every reload. */
+function reader(command: Command): () => Promise<AgentConfig> {
   const options = command.opts<Record<string, string | string[] | undefined>>();
   const values: Record<string, string | readonly string[] | undefined> = {};
   for (const flag of FLAGS) values[flag.name] = options[optionOf(flag).attributeName()];
-  try {
-    return readAgentConfig(values satisfies FlagValues, process.env);
-  } catch (error) {
-    const isUsage = error instanceof PodwireError && ['INVALID_ARGUMENT', 'INVALID_ADDRESS'].includes(error.code);
-    throw isUsage ? new UsageError(`${messageOf(error)}; see podwire agent --help`, { cause: error }) : error;
-  }
+  return async () => {
+    try {
+      return await loadAgentConfig(values satisfies FlagValues, process.env);
+    } catch (error) {
+      const isUsage = error instanceof PodwireError && ['INVALID_ARGUMENT', 'INVALID_ADDRESS'].includes(error.code);
+      throw isUsage ? new UsageError(`${messageOf(error)}; see podwire agent --help`, { cause: error }) : error;
+    }
+  };
 }
 
 /** Runs the agent until a signal stops it. @throws {ExitCode} after an error, which the log has told. */
-async function serve(config: AgentConfig): Promise<void> {
+async function serve(config: AgentConfig, readConfig: () => Promise<AgentConfig>): Promise<void> {
   // Only now, so that help and usage errors do not wait for the data plane's modules.
-  const [{ runAgent }, { createLog }] = await Promise.all([import('../agent/agent.js'), import('../agent/log.js')]);
+  const [{ Agent }, { createLog }] = await Promise.all([import('../agent/agent.js'), import('../agent/log.js')]);
   const log = createLog({ level: config.logLevel, format: config.logFormat });
   const stop = new AbortController();
   let failed = false;
@@ -80,8 +87,8 @@ async function serve(config: AgentConfig): Promise<void> {
   };
   process.on('SIGTERM', end);
   process.on('SIGINT', end);
-  // flanneld dies of it without clean-up; a hang-up must not cost the pods their network.
-  process.on('SIGHUP', () => log.info({}, 'SIGHUP: this version has nothing to read again, going on'));
+  const agent = new Agent(config, { log, signal: stop.signal, readConfig, environment: process.env });
+  process.on('SIGHUP', () => void agent.reload());
   const crash = (error: unknown): void => {
     failed = true;
     logFailure(log, error);
@@ -90,7 +97,7 @@ async function serve(config: AgentConfig): Promise<void> {
   process.on('uncaughtException', crash);
   process.on('unhandledRejection', crash);
   try {
-    if ((await runAgent(config, { log, signal: stop.signal })) === 'failed') failed = true;
+    if ((await agent.run()) === 'failed') failed = true;
   } catch (error) {
     failed = true;
     logFailure(log, error);

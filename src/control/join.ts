@@ -46,6 +46,8 @@ export interface OverlayOptions {
   readonly owner?: string;
   /** Packets that may wait in the TUN's queue; default: the data plane's choice. */
   readonly txQueueLength?: number;
+  /** A network config that is absent or invalid is waited for, as flanneld does, instead of an error. Default false. */
+  readonly waitForConfig?: boolean;
   readonly dataplane?: DataplaneChoices;
   readonly logger?: Logger;
   /** Gives up a start that has not finished; no effect afterwards. */
@@ -67,6 +69,9 @@ export const DEFAULT_SUBNET_FILE = '/run/flannel/subnet.env';
 const ACQUIRE_GRACE_MS = 2_000;
 
 /** Faults of a store that are the operator's to mend: waiting would not help. */
+const CONFIG_FAULTS: readonly string[] = ['NO_CONFIG', 'INVALID_CONFIG'];
+/** flanneld's: how often a config that is not there, or not valid, is looked for. */
+const CONFIG_RETRY_MS = 1_000;
 const LASTING_ERRNOS = new Set(['ENOTDIR', 'EACCES', 'EPERM', 'EROFS']);
 
 /**
@@ -100,7 +105,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   const stopNotices = durable?.onNotice((notice) => {
     if (notice.kind === 'degraded') logger.warn({}, notice.reason);
   });
-  const network = await readNetwork(store, clock, logger, signal);
+  const network = await readNetwork(store, clock, logger, signal, options.waitForConfig ?? false);
   const underlay = await selectInterface(runner, options.interface ?? {}, familiesOf(network));
   logger.info(
     {
@@ -166,7 +171,9 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       previous,
       ownAddresses: backend.ownAddresses,
       listener: overlay.listener,
-      isFatal: (error) => error.code !== 'STORE_UNAVAILABLE' || isLasting(error),
+      isFatal: (error) =>
+        !(options.waitForConfig === true && CONFIG_FAULTS.includes(error.code)) &&
+        (error.code !== 'STORE_UNAVAILABLE' || isLasting(error)),
       clock,
       ...(owner === undefined ? {} : { owner }),
       ...(options.leaseTtlMs === undefined ? {} : { ttlMs: options.leaseTtlMs }),
@@ -202,12 +209,13 @@ function statePath(directory: string | false | undefined, subnetFile: string | f
   return join(directory, path.slice(1).replaceAll('/', '-'));
 }
 
-/** The network config; waits while the store itself is away. */
+/** The network config; waits while the store itself is away, and with `waitForConfig` until there is a valid one. */
 async function readNetwork(
   store: LeaseStore,
   clock: Clock,
   logger: Logger,
   signal: AbortSignal | undefined,
+  waitForConfig: boolean,
 ): Promise<NetworkConfig> {
   const backoff = new Backoff({ minMs: 500, maxMs: 10_000 });
   for (let told = ''; ;) {
@@ -220,11 +228,15 @@ async function readNetwork(
       return network;
     } catch (error) {
       const isOutage = error instanceof PodwireError && error.code === 'STORE_UNAVAILABLE';
-      if (!isOutage || isLasting(error)) throw error;
-      if (messageOf(error) !== told)
-        logger.warn({ store: store.description }, `waiting for the store: ${messageOf(error)}`);
+      const isConfig = waitForConfig && error instanceof PodwireError && CONFIG_FAULTS.includes(error.code);
+      if (!isConfig && (!isOutage || isLasting(error))) throw error;
+      if (messageOf(error) !== told) {
+        const what = isConfig ? 'a network config' : 'the store';
+        logger.warn({ store: store.description }, `waiting for ${what}: ${messageOf(error)}`);
+      }
       told = messageOf(error);
-      await pause(clock, backoff.nextMs(), signal);
+      if (isConfig) backoff.reset();
+      await pause(clock, isConfig ? CONFIG_RETRY_MS : backoff.nextMs(), signal);
     }
   }
 }

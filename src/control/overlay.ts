@@ -68,6 +68,8 @@ export interface Overlay extends AsyncDisposable {
   /** Resolves after {@link close}; rejects when the data plane has failed for good. Faults of the store do neither. */
   readonly closed: Promise<void>;
   status(): OverlayStatus;
+  /** Writes the subnet file again, for one that somebody has changed or removed. @throws {PodwireError} `SYSTEM`. */
+  rewriteSubnetFile(): Promise<void>;
   /**
    * Stops forwarding, removes device, addresses and routes, and stops renewing. The lease stays this host's until it
    * expires, and the subnet file stays; with `release` the lease is given back. May be called twice.
@@ -186,6 +188,13 @@ export class RunningOverlay implements Overlay {
       dataplane: this.#backend.stats,
       store: { ...keeper.store, ...(tableOf === undefined ? {} : { tableOf }) },
     };
+  }
+
+  /** Behind what is queued, so that it never undoes a newer subnet. */
+  rewriteSubnetFile(): Promise<void> {
+    const written = this.#work.then(() => this.#writeSubnetFile());
+    this.#work = written.catch(() => undefined);
+    return written;
   }
 
   close(options: { readonly release?: boolean } = {}): Promise<void> {

@@ -35,6 +35,7 @@ interface Addon {
   closeFd(fd: number): number;
   socketDrops(fd: number): number;
   linkRead(index: number): { txDropped: number; rxDropped: number; mtu: number; flags: number } | number;
+  notify(address: string, text: string): number;
   probeUdpSegments(): number;
   checksum(bytes: Uint8Array, variant: string): number;
   noop(): void;

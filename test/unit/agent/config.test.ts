@@ -1,8 +1,12 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
-import { type FlagValues, readAgentConfig } from '../../../src/agent/config.js';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type FlagValues, loadAgentConfig, readAgentConfig } from '../../../src/agent/config.js';
 import { defaultControlSocket } from '../../../src/agent/control-path.js';
-import { environmentName, flagNamed, FLAGS, normaliseArguments } from '../../../src/agent/flags.js';
+import { FlagReader } from '../../../src/agent/flag-reader.js';
+import { environmentName, flagNamed, FLAGS, nearestFlag, normaliseArguments } from '../../../src/agent/flags.js';
 import { PodwireError } from '../../../src/errors.js';
 
 const STORE = { store: 'dir:/var/lib/podwire' };
@@ -138,26 +142,84 @@ describe('environment', () => {
     ]);
   });
 
-  test('a bad value is told with the variable’s name', () => {
-    expect(() => read({}, { FLANNELD_IP_MASQ: 'maybe' })).toThrow('FLANNELD_IP_MASQ=maybe is neither true nor false');
+  test.each([
+    [{ FLANNELD_IP_MASQ: 'maybe' }, 'FLANNELD_IP_MASQ=maybe is neither true nor false and counts as not given'],
+    [{ FLANNELD_HEALTHZ_PORT: 'http' }, 'FLANNELD_HEALTHZ_PORT=http is no number and counts as not given'],
+    [{ FLANNELD_SUBNET_LEASE_RENEW_MARGIN: '1h' }, 'FLANNELD_SUBNET_LEASE_RENEW_MARGIN=1h is no number and counts'],
+    [{ FLANNELD_V: 'high' }, 'FLANNELD_V=high is no number'],
+    [{ FLANNELD_KUBE_SUBNET_MGR: 'si' }, 'FLANNELD_KUBE_SUBNET_MGR=si is neither'],
+  ])('flanneld goes on with a default where it cannot read %j, and so do we, aloud', (environment, line) => {
+    const { warnings, ...rest } = read({}, environment);
+    expect(warnings).toEqual([expect.stringContaining(line)]);
+    const { warnings: _, ...usual } = read({});
+    expect(rest).toEqual(usual);
+  });
+
+  test('what the command line says hides such a value', () => {
+    expect(read({ 'ip-masq': 'false' }, { FLANNELD_IP_MASQ: 'maybe' }).warnings).toEqual([]);
+  });
+
+  test('a value of ours that cannot be read is an error with the variable’s name', () => {
+    expect(() => read({}, { PODWIRE_RELEASE_ON_EXIT: 'maybe' })).toThrow('PODWIRE_RELEASE_ON_EXIT=maybe is neither');
+    expect(() => read({}, { PODWIRE_WORKERS: 'lots' })).toThrow('PODWIRE_WORKERS "lots" is not a number from 1 to 32');
+  });
+
+  test('a misspelt variable is told with the nearest, others are nobody’s business', () => {
+    const environment = {
+      FLANNELD_IP_MASK: 'true',
+      PODWIRE_LEASE_TLT: '1h',
+      FLANNELD_PORT: 'tcp://10.0.0.1:80',
+      V: '1',
+    };
+    expect(read({}, environment).warnings).toEqual([
+      'FLANNELD_IP_MASK is read by nobody: did you mean FLANNELD_IP_MASQ?',
+      'PODWIRE_LEASE_TLT is read by nobody: did you mean PODWIRE_LEASE_TTL?',
+    ]);
+  });
+
+  test('every flag of flanneld’s has its variable', () => {
+    for (const flag of FLAGS.filter(({ group, name }) => group !== 'own' && name !== 'log_backtrace_at')) {
+      const value = { bool: 'true', int: '7', list: 'eth7', text: flag.default || '10.0.0.7' }[flag.kind];
+      const reader = new FlagReader({}, { [environmentName(flag)]: value });
+      expect([reader.list(flag.name), reader.warnings]).toEqual([[value], []]);
+      const given = new FlagReader({ [flag.name]: '1' }, { [environmentName(flag)]: value });
+      expect(given.list(flag.name)).toEqual(['1']);
+    }
   });
 });
 
 /** given values → code and message. */
 const refused: readonly [FlagValues, string, RegExp][] = [
-  [{ store: undefined }, 'UNSUPPORTED', /^without --store the agent means etcd.*give --store dir:PATH$/],
-  [{ store: 'etcd:http://x' }, 'INVALID_ARGUMENT', /--store "etcd:http:\/\/x".*directory store only, written dir:PATH/],
-  [{ store: '/var/lib/x' }, 'INVALID_ARGUMENT', /written dir:PATH/],
+  [
+    { store: 'etcd:http://x' },
+    'INVALID_ARGUMENT',
+    /--store "etcd:http:\/\/x" is no lease store.*with --etcd-endpoints/,
+  ],
+  [{ store: 'etcd://root:hunter2@x' }, 'INVALID_ARGUMENT', /^(?!.*hunter2)--store "…@x" is no lease store/],
+  [{ store: '/var/lib/x' }, 'INVALID_ARGUMENT', /dir:PATH for a directory/],
   [{ store: 'dir:' }, 'INVALID_ARGUMENT', /names no directory/],
   [
-    { 'etcd-endpoints': 'http://10.0.0.1:2379' },
-    'UNSUPPORTED',
-    /^--etcd-endpoints belongs to the etcd store: this version has the directory store only/,
+    { store: 'etcd', 'etcd-endpoints': 'http://10.0.0.1:2379,10.0.0.2' },
+    'INVALID_ARGUMENT',
+    /^--etcd-endpoints: "10\.0\.0\.2" is no etcd server: write http:\/\/HOST:PORT/,
   ],
-  [{ 'etcd-prefix': '/other' }, 'UNSUPPORTED', /etcd store/],
-  [{ 'etcd-password': 'hunter2' }, 'UNSUPPORTED', /^(?!.*hunter2).*--etcd-password/],
+  [{ store: 'etcd', 'etcd-endpoints': 'ftp://a:1' }, 'INVALID_ARGUMENT', /"ftp:\/\/a:1" is no etcd server/],
+  [{ store: 'etcd', 'etcd-endpoints': 'http://a:70000' }, 'INVALID_ARGUMENT', /is no etcd server/],
+  [{ store: 'etcd', 'etcd-endpoints': 'http://a:1/v3' }, 'INVALID_ARGUMENT', /is no etcd server/],
+  [{ store: 'etcd', 'etcd-endpoints': ' , ' }, 'INVALID_ARGUMENT', /names no server/],
+  [
+    { store: 'etcd', 'etcd-endpoints': 'https://root:hunter2@10.0.0.1:2379' },
+    'INVALID_ARGUMENT',
+    /^(?!.*hunter2).*"…@10\.0\.0\.1:2379" has a user in it: give --etcd-username and --etcd-password/,
+  ],
+  [{ store: 'etcd', 'etcd-prefix': '//' }, 'INVALID_ARGUMENT', /--etcd-prefix is empty/],
+  [{ store: 'etcd', 'etcd-certfile': '/c' }, 'INVALID_ARGUMENT', /--etcd-certfile needs --etcd-keyfile too/],
+  [{ store: 'etcd', 'etcd-keyfile': '/k' }, 'INVALID_ARGUMENT', /--etcd-keyfile needs --etcd-certfile too/],
   [{ 'kube-subnet-mgr': 'true' }, 'UNSUPPORTED', /^--kube-subnet-mgr belongs to the Kubernetes store/],
-  [{ 'healthz-port': '8081' }, 'UNSUPPORTED', /--healthz-port asks for the health check server.*leave it out/],
+  [{ 'healthz-port': '65536' }, 'INVALID_ARGUMENT', /--healthz-port "65536" is not a number from 0 to 65535/],
+  [{ 'healthz-port': 'http' }, 'INVALID_ARGUMENT', /--healthz-port "http"/],
+  [{ 'healthz-ip': 'no host' }, 'INVALID_ARGUMENT', /--healthz-ip "no host" is neither an IP address nor a host name/],
+  [{ v: 'much' }, 'INVALID_ARGUMENT', /--v "much" is not a number/],
   [{ 'ip-blackhole-route': 'true' }, 'UNSUPPORTED', /--ip-blackhole-route/],
   [{ 'public-ip': 'localhost' }, 'INVALID_ADDRESS', /--public-ip "localhost" is not an IPv4 address/],
   [{ 'public-ip': 'fd00::1' }, 'INVALID_ADDRESS', /is not an IPv4 address/],
@@ -221,11 +283,126 @@ describe('flags without effect are told', () => {
     expect(config.warnings).toEqual([expect.stringMatching(/^FLANNELD_ETCD_ENDPOINTS has no effect/)]);
   });
 
-  test('flags that mean nothing here are accepted silently', () => {
-    expect(
-      read({ v: '10', vmodule: 'x=1', 'healthz-ip': '::', 'set-node-network-unavailable': 'false' }).warnings,
-    ).toEqual([]);
+  test('flags that mean nothing here are accepted, aloud where somebody may wait for their effect', () => {
+    expect(read({ 'set-node-network-unavailable': 'false', vmodule: '' }).warnings).toEqual([]);
+    expect(read({ vmodule: 'x=1' }).warnings).toEqual(['--vmodule has no effect: see --log-level']);
   });
+});
+
+describe('health checks', () => {
+  test.each([
+    [{}, undefined],
+    [{ 'healthz-port': '0', 'healthz-ip': '::' }, undefined],
+    [{ 'healthz-port': '8081' }, { host: '0.0.0.0', port: 8081 }],
+    [
+      { 'healthz-port': '8081', 'healthz-ip': 'fd00::1' },
+      { host: 'fd00::1', port: 8081 },
+    ],
+    [
+      { 'healthz-port': '8081', 'healthz-ip': 'localhost' },
+      { host: 'localhost', port: 8081 },
+    ],
+  ])('%j', (given, health) => {
+    expect(read(given).health).toEqual(health);
+  });
+});
+
+test.each([
+  [{}, 'info'],
+  [{ v: '1' }, 'info'],
+  [{ v: '2' }, 'debug'],
+  [{ v: '10' }, 'debug'],
+  [{ v: '10', 'log-level': 'warn' }, 'warn'],
+  [{ v: '-1' }, 'info'],
+])('%j logs from %s on', (given, level) => {
+  expect(read(given).logLevel).toBe(level);
+});
+
+describe('etcd', () => {
+  const etcd = (given: FlagValues, environment: NodeJS.ProcessEnv = {}) => readAgentConfig({ ...given }, environment);
+
+  test('is the default, with flanneld’s servers and prefix', () => {
+    const expected = {
+      kind: 'etcd',
+      options: { endpoints: ['http://127.0.0.1:4001', 'http://127.0.0.1:2379'], prefix: '/coreos.com/network' },
+    };
+    expect(etcd({}).store).toEqual(expected);
+    expect(etcd({ store: 'etcd' }).store).toEqual(expected);
+    expect(etcd({}).warnings).toEqual([]);
+  });
+
+  test('every flag arrives', () => {
+    const config = etcd({
+      'etcd-endpoints': 'https://a:2379, HTTPS://[fd00::1]:2379/,https://a:2379',
+      'etcd-prefix': '/other',
+      'etcd-cafile': '/tls/ca.pem',
+      'etcd-certfile': '/tls/cert.pem',
+      'etcd-keyfile': '/tls/key.pem',
+      'etcd-username': 'root',
+      'etcd-password': 'hunter2',
+    });
+    expect(config.store).toEqual({
+      kind: 'etcd',
+      options: {
+        endpoints: ['https://a:2379', 'https://[fd00::1]:2379'],
+        prefix: '/other',
+        caFile: '/tls/ca.pem',
+        certFile: '/tls/cert.pem',
+        keyFile: '/tls/key.pem',
+        username: 'root',
+        password: 'hunter2',
+      },
+    });
+    expect(config.warnings).toEqual([]);
+  });
+
+  test('a server without a scheme is asked as the certificates say', () => {
+    expect(etcd({ 'etcd-endpoints': 'a:1' }).store).toMatchObject({ options: { endpoints: ['http://a:1'] } });
+    const secure = etcd({ 'etcd-endpoints': 'a:1', 'etcd-cafile': '/ca' });
+    expect(secure.store).toMatchObject({ options: { endpoints: ['https://a:1'] } });
+  });
+
+  test('a user without a password and certificates without https are told', () => {
+    expect(etcd({ 'etcd-username': 'root' }).warnings).toEqual([
+      '--etcd-username without --etcd-password: etcd is asked without a user, as flanneld does',
+    ]);
+    expect(etcd({ 'etcd-endpoints': 'http://a:1', 'etcd-cafile': '/ca' }).warnings).toEqual([
+      'the etcd certificates have no effect: every endpoint is http, http://a:1',
+    ]);
+  });
+
+  test('its flags beside another store are told', () => {
+    expect(read({ 'etcd-prefix': '/x', 'etcd-password': 'hunter2' }).warnings).toEqual([
+      '--etcd-prefix has no effect: the leases are in --store dir:/var/lib/podwire',
+      '--etcd-password has no effect: the leases are in --store dir:/var/lib/podwire',
+    ]);
+  });
+});
+
+test('no secret is in any error or warning, wherever it is written', () => {
+  const secret = 'hunter2-kept-to-us';
+  const places: readonly string[] = FLAGS.filter(({ section }) => section === 'etcd' || section === 'store')
+    .map(({ name }) => name)
+    .filter((name) => !['lease-ttl', 'release-on-exit', 'etcd-cafile', 'etcd-certfile', 'etcd-keyfile'].includes(name));
+  const shapes = ['{}', 'http://u:{}@h:1', 'u:{}@h:1', '{}@h', 'http://u:{}@h@h:1,{}@x', 'etcd:http://u:{}@h:1'];
+  fc.assert(
+    fc.property(fc.constantFrom(...places), fc.constantFrom(...shapes), fc.boolean(), (place, shape, isVariable) => {
+      // Whoever gives a secret as a prefix or as the name of a store has published it already.
+      fc.pre(place === 'etcd-password' || shape.includes('@'));
+      fc.pre(place !== 'etcd-prefix' && place !== 'etcd-username');
+      const value = shape.replaceAll('{}', secret);
+      const flag = flagNamed(place);
+      const [given, environment] =
+        isVariable && flag ? [{}, { [environmentName(flag)]: value }] : [{ [place]: value }, {}];
+      let said: string;
+      try {
+        said = readAgentConfig(given, environment).warnings.join('\n');
+      } catch (error) {
+        said = `${(error as Error).message}\n${(error as Error).stack ?? ''}`;
+      }
+      expect(said).not.toContain(secret);
+    }),
+  );
 });
 
 test('the control socket follows the subnet file', () => {
@@ -248,6 +425,8 @@ describe('command lines in Go’s syntax', () => {
     ['-v=2', ['--v=2']],
     ['-h', ['-h']],
     ['-version', ['--version']],
+    ['-version=true', ['--version']],
+    ['--version=0 -iface=eth0', ['--iface=eth0']],
     ['-- -iface', ['--', '-iface']],
     ['positional -iface=eth0', ['positional', '--iface=eth0']],
   ])('%s', (line, expected) => {
@@ -265,5 +444,39 @@ describe('command lines in Go’s syntax', () => {
 
   test('an empty value stays a value', () => {
     expect(normaliseArguments(['-iface', ''])).toEqual(['--iface=']);
+  });
+});
+
+test.each([
+  ['ip-mask', 'ip-masq'],
+  ['etcd-endpoint', 'etcd-endpoints'],
+  ['ifcae-regex', 'iface-regex'],
+  ['port', undefined],
+  ['zzz', undefined],
+])('the flag nearest to %s is %s', (text, name) => {
+  expect(nearestFlag(text)?.name).toBe(name);
+});
+
+describe('a file of variables', () => {
+  let directory: string;
+  beforeAll(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'pwag-env-'));
+  });
+  afterAll(() => rm(directory, { recursive: true }));
+
+  test('stands behind the environment, which stands behind the command line', async () => {
+    const path = join(directory, 'podwire.env');
+    await writeFile(
+      path,
+      '# podwire\nexport FLANNELD_PUBLIC_IP="10.0.0.1"\nFLANNELD_IP_MASQ=true\nPODWIRE_LOG_LEVEL=debug\nOTHER=1\n',
+    );
+    const config = await loadAgentConfig(
+      { ...STORE, 'public-ip': '10.0.0.3' },
+      { PODWIRE_ENVIRONMENT_FILE: path, FLANNELD_PUBLIC_IP: '10.0.0.2', PODWIRE_LOG_LEVEL: 'warn', FLANNELD_IP_MASQ: '' },
+    );
+    expect(config).toMatchObject({ interface: { publicIp: '10.0.0.3' }, ipMasq: true, logLevel: 'warn' });
+    await writeFile(path, 'PODWIRE_LOG_LEVEL=error\n');
+    const later = await loadAgentConfig({ ...STORE, 'environment-file': path }, {});
+    expect(later).toMatchObject({ ipMasq: false, logLevel: 'error' });
   });
 });

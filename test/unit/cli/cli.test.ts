@@ -79,22 +79,29 @@ const refused: readonly [string, readonly string[], number, RegExp, NodeJS.Proce
     /FLANNELD_SUBNET_LEASE_RENEW_MARGIN|out of acceptable range/,
     { FLANNELD_SUBNET_LEASE_RENEW_MARGIN: '5000' },
   ],
-  ['no store', ['agent'], 1, /^podwire: without --store the agent means etcd, .*: give --store dir:PATH$/],
+  ['a store of another kind', ['agent', '--store=redis'], 2, /^podwire: --store "redis" is no lease store/],
   [
-    'etcd flags',
-    ['agent', '--etcd-endpoints=http://10.0.0.1:2379'],
-    1,
-    /^podwire: --etcd-endpoints belongs to the etcd store: this version has the directory store only/,
+    'a bad etcd server',
+    ['agent', '--etcd-endpoints=10.0.0.1'],
+    2,
+    /^podwire: --etcd-endpoints: "10\.0\.0\.1" is no etcd server/,
   ],
   [
-    'etcd flags in the environment',
+    'a password in the environment, where a server should be',
     ['agent'],
+    2,
+    /^podwire: FLANNELD_ETCD_ENDPOINTS: "…@h:1" has a user in it/,
+    { FLANNELD_ETCD_ENDPOINTS: 'http://root:hunter2@h:1' },
+  ],
+  ['a typo in a flag without effect', ['agent', '--kube-subnet-mgt'], 2, /did you mean --kube-subnet-mgr\?/],
+  [
+    'a file of variables that is not there',
+    ['agent', '--environment-file=/nonexistent'],
     1,
-    /^podwire: FLANNELD_ETCD_ENDPOINTS belongs to the etcd store/,
-    { FLANNELD_ETCD_ENDPOINTS: 'http://10.0.0.1:2379' },
+    /cannot read --environment-file \/nonexistent/,
   ],
   ['Kubernetes flags', ['agent', '-kube-subnet-mgr'], 1, /^podwire: --kube-subnet-mgr belongs to the Kubernetes store/],
-  ['health checks', ['agent', '--store=dir:/x', '--healthz-port=8081'], 1, /health check server/],
+  ['a bad port', ['agent', '--store=dir:/x', '--healthz-port=81000'], 2, /--healthz-port "81000" is not a number/],
   [
     'no agent to ask',
     ['status', '--subnet-file=/nonexistent/subnet.env'],
@@ -132,10 +139,17 @@ describe.skipIf(lacking)('version and help', () => {
   test('the help of agent has the flags that do something, and their defaults', async () => {
     const { code, stdout } = await podwire(['agent', '--help']);
     expect(code).toBe(0);
-    for (const part of ['--iface <', '--store <dir:PATH>', '--subnet-file <', '/run/flannel/subnet.env', '24h']) {
+    for (const part of [
+      '--iface <',
+      '--store <etcd|dir:PATH>',
+      '--subnet-file <',
+      '--etcd-password <',
+      'Data plane:',
+      '/run/flannel/subnet.env',
+      '24h',
+    ]) {
       expect(stdout).toContain(part);
     }
-    expect(stdout).not.toContain('--etcd-');
   });
 
   test('the help of podwire names every command', async () => {

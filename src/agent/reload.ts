@@ -1,0 +1,82 @@
+/**
+ * SIGHUP: what can be followed while packets flow is followed, and the rest is said aloud. Nothing here ends the agent.
+ */
+import { messageOf } from '../errors.js';
+import { run } from '../host/exec.js';
+import { selectInterface, type SelectedInterface } from '../host/select-interface.js';
+import type { LeaseStore, Logger, NetworkConfig, Overlay } from '../index.js';
+import type { AgentConfig } from './config.js';
+
+export interface ReloadContext {
+  readonly log: Logger;
+  readonly store: LeaseStore;
+  readonly overlay: Overlay;
+  readonly config: AgentConfig;
+}
+
+/** Settings whose new value counts from now on; all others are read at the start only. */
+const FOLLOWED: ReadonlySet<keyof AgentConfig> = new Set(['logLevel', 'warnings']);
+
+/** Names of the settings that differ and that a running agent cannot follow; never their values. */
+export function needRestart(before: AgentConfig, after: AgentConfig): string[] {
+  const keys = new Set([...Object.keys(before), ...Object.keys(after)] as (keyof AgentConfig)[]);
+  return [...keys].filter((key) => !FOLLOWED.has(key) && JSON.stringify(before[key]) !== JSON.stringify(after[key]));
+}
+
+/** Reads everything again that lies outside of the agent: network config, underlay; and writes the subnet file. */
+export async function reloadSurroundings({ log, store, overlay, config }: ReloadContext): Promise<void> {
+  await attempt(log, 'the network config cannot be read again, going on with the one of the start', async () => {
+    reportNetworkConfig(log, overlay.network, await store.network());
+  });
+  await attempt(log, 'the underlay cannot be chosen again, going on with the one in use', async () => {
+    const families = [
+      ...(overlay.network.enableIPv4 ? [4 as const] : []),
+      ...(overlay.network.enableIPv6 ? [6 as const] : []),
+    ];
+    reportUnderlay(log, overlay.interface, await selectInterface(run, config.interface, families));
+  });
+  await attempt(log, 'the subnet file is not written again', () => overlay.rewriteSubnetFile());
+}
+
+async function attempt(log: Logger, problem: string, step: () => Promise<void>): Promise<void> {
+  try {
+    await step();
+  } catch (error) {
+    log.error({}, `${problem}: ${messageOf(error)}`);
+  }
+}
+
+function reportNetworkConfig(log: Logger, before: NetworkConfig, after: NetworkConfig): void {
+  const changed = (fields: readonly (keyof NetworkConfig)[]): string[] =>
+    fields
+      .filter((field) => show(before[field]) !== show(after[field]))
+      .map((field) => `${field} ${show(before[field])} -> ${show(after[field])}`);
+  const fixed = changed(['enableIPv4', 'enableIPv6', 'enableNFTables', 'network', 'ipv6Network', 'backend']);
+  const next = changed(['subnetLen', 'subnetMin', 'subnetMax', 'ipv6SubnetLen', 'ipv6SubnetMin', 'ipv6SubnetMax']);
+  if (fixed.length > 0) {
+    log.warn({ changed: fixed.join(', ') }, 'the network config has changed: restart the agent to follow it');
+  }
+  if (next.length > 0) {
+    log.info({ changed: next.join(', ') }, 'the network config has changed: it counts when a lease is acquired');
+  }
+}
+
+function reportUnderlay(log: Logger, before: SelectedInterface, after: SelectedInterface): void {
+  const fields = ['name', 'mtu', 'address', 'address6', 'publicIp', 'publicIpv6'] as const;
+  const changed = fields
+    .filter((field) => show(before[field]) !== show(after[field]))
+    .map((field) => `${field} ${show(before[field])} -> ${show(after[field])}`);
+  if (changed.length > 0) {
+    log.warn(
+      { changed: changed.join(', '), why: after.why },
+      'the underlay has changed: restart the agent to follow it',
+    );
+  }
+}
+
+/** Addresses and prefixes as text, a Backend as its object. */
+function show(value: unknown): string {
+  if (value === undefined) return 'none';
+  if (typeof value !== 'object' || value === null) return String(value);
+  return 'raw' in value ? JSON.stringify(value.raw) : String(value);
+}
