@@ -10,7 +10,6 @@ import type { AgentConfig } from './config.js';
 import { ControlSocket } from './control-socket.js';
 import { Health, problemsOf } from './health.js';
 import { HttpServer, type HttpRoutes } from './http-server.js';
-import type { LogLevel } from './log.js';
 import { needRestart, reloadSurroundings } from './reload.js';
 import { agentStatus } from './status.js';
 import { openStore } from './stores.js';
@@ -18,7 +17,7 @@ import { ServiceManager } from './systemd.js';
 import { VERSION } from './version.js';
 
 export interface AgentSurroundings {
-  readonly log: Logger & { level: LogLevel | string };
+  readonly log: Logger & { level: string };
   /** Ends the agent, whether it is starting or running. */
   readonly signal: AbortSignal;
   /** Reads flags and environment again, for a reload. */
@@ -122,7 +121,7 @@ export class Agent {
   async #reload(): Promise<void> {
     if (this.#surroundings.signal.aborted) return;
     const overlay = this.#overlay;
-    this.#log.info({}, 'reading the configuration again');
+    this.#log.info({}, 'SIGHUP: reading the configuration again');
     if (overlay !== undefined) this.#manager.reloading();
     await this.#readSettings();
     if (overlay === undefined || this.#store === undefined) {

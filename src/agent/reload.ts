@@ -75,8 +75,7 @@ function reportUnderlay(log: Logger, before: SelectedInterface, after: SelectedI
 }
 
 /** Addresses and prefixes as text, a Backend as its object. */
-function show(value: unknown): string {
+function show(value: NetworkConfig[keyof NetworkConfig] | SelectedInterface[keyof SelectedInterface]): string {
   if (value === undefined) return 'none';
-  if (typeof value !== 'object' || value === null) return String(value);
-  return 'raw' in value ? JSON.stringify(value.raw) : String(value);
+  return typeof value === 'object' && 'raw' in value ? JSON.stringify(value.raw) : value.toString();
 }

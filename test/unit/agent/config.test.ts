@@ -472,7 +472,12 @@ describe('a file of variables', () => {
     );
     const config = await loadAgentConfig(
       { ...STORE, 'public-ip': '10.0.0.3' },
-      { PODWIRE_ENVIRONMENT_FILE: path, FLANNELD_PUBLIC_IP: '10.0.0.2', PODWIRE_LOG_LEVEL: 'warn', FLANNELD_IP_MASQ: '' },
+      {
+        PODWIRE_ENVIRONMENT_FILE: path,
+        FLANNELD_PUBLIC_IP: '10.0.0.2',
+        PODWIRE_LOG_LEVEL: 'warn',
+        FLANNELD_IP_MASQ: '',
+      },
     );
     expect(config).toMatchObject({ interface: { publicIp: '10.0.0.3' }, ipMasq: true, logLevel: 'warn' });
     await writeFile(path, 'PODWIRE_LOG_LEVEL=error\n');
