@@ -63,7 +63,7 @@ export interface DesiredFdbEntry {
 
 /** A list that is left out is empty. Of two entries with the same key (prefix and metric, address, MAC) the first counts. */
 export interface DesiredHost {
-  /** Address families whose routes are looked at. */
+  /** Address families whose routes are looked at; those of `routes` must be among them. */
   readonly families: readonly Family[];
   readonly links?: readonly DesiredLink[];
   readonly addresses?: readonly DesiredAddress[];

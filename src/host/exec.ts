@@ -36,7 +36,7 @@ export const run: Runner = (command, args, options = {}) =>
     const shown = [command, ...args].join(' ');
     const child = spawn(command, [...args], {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: { ...process.env, LC_ALL: 'C', PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin` },
+      env: programEnvironment(),
     });
     const stdout: Buffer[] = [];
     const stderr: Buffer[] = [];
@@ -84,6 +84,11 @@ export const run: Runner = (command, args, options = {}) =>
     });
     child.stdin.end(options.input ?? '');
   });
+
+/** What every program we run gets: English messages, and the directories of system programs. */
+export function programEnvironment(): NodeJS.ProcessEnv {
+  return { ...process.env, LC_ALL: 'C', PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin` };
+}
 
 function describeFailure(
   command: string,

@@ -100,6 +100,10 @@ async function applySingly(runner: Runner, changes: readonly PossibleChange[]): 
 }
 
 async function compare(runner: Runner, desired: DesiredHost): Promise<Change[]> {
+  const { families, links = [], addresses = [], neighbours = [], fdb = [], exclusive = [] } = desired;
+  if (families.length + links.length + addresses.length + neighbours.length + fdb.length + exclusive.length === 0) {
+    return [];
+  }
   const facts = await readHostFacts(runner, desired);
   const occupants = new Map<string, KernelRoute>();
   for (const family of familiesWithGaps(desired, facts)) {
