@@ -1,0 +1,57 @@
+/**
+ * `--ip-blackhole-route`: a packet for the own subnet that no bridge takes (no pod was ever started, the bridge is
+ * down) ends here instead of going round through the network's route to the tunnel.
+ */
+import { messageOf } from '../../errors.js';
+import type { Prefix } from '../../net/prefix.js';
+import type { Runner } from '../exec.js';
+import { type KernelRoute, listRoutes, removeRoutes, ROUTE_PROTOCOL } from '../routes.js';
+
+/** Behind every route that a bridge brings. */
+const METRIC = 32_768;
+
+/**
+ * Makes the blackholes of `networks` exactly those of `subnets`.
+ *
+ * @returns subnets whose route had to be added.
+ * @throws {PodwireError} `COMMAND_FAILED`.
+ */
+export async function ensureBlackholes(
+  runner: Runner,
+  networks: readonly Prefix[],
+  subnets: readonly Prefix[],
+): Promise<Prefix[]> {
+  const added: Prefix[] = [];
+  for (const network of networks) {
+    const { family } = network;
+    const present = (await listRoutes(runner, family)).filter((route) => isOurs(route, network));
+    await removeRoutes(
+      runner,
+      present.filter(({ destination }) => !subnets.some((subnet) => subnet.equals(destination))),
+    );
+    for (const subnet of subnets) {
+      if (subnet.family !== family || present.some(({ destination }) => destination.equals(subnet))) continue;
+      await addRoute(runner, subnet);
+      added.push(subnet);
+    }
+  }
+  return added;
+}
+
+async function addRoute(runner: Runner, subnet: Prefix): Promise<void> {
+  try {
+    const route = `${subnet.toString()} proto ${ROUTE_PROTOCOL} metric ${METRIC}`;
+    await runner('ip', [`-${subnet.family}`, 'route', 'add', 'blackhole', ...route.split(' ')]);
+  } catch (error) {
+    if (!/File exists/.test(messageOf(error))) throw error;
+  }
+}
+
+function isOurs(route: KernelRoute, network: Prefix): boolean {
+  return (
+    route.type === 'blackhole' &&
+    route.protocol === String(ROUTE_PROTOCOL) &&
+    route.metric === METRIC &&
+    network.contains(route.destination)
+  );
+}

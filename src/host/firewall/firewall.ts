@@ -1,0 +1,395 @@
+/**
+ * The host's firewall rules for one agent: masquerading, forward rules and the blackhole of the own subnet, kept in
+ * place by whichever manager this host has, whatever others do to them.
+ *
+ * A plan is applied, then checked again on every event of the kernel that may concern it and once in a period; what is
+ * not as it should be is put back, counted and told. A plan that cannot be applied is tried again until it works: the
+ * overlay carries packets meanwhile. The rules stay when the agent ends, as flanneld's do, so that pods keep their way
+ * out; `podwire cleanup` takes them away.
+ */
+import { messageOf } from '../../errors.js';
+import type { Prefix } from '../../net/prefix.js';
+import type { Runner } from '../exec.js';
+import { Admissions } from './admission.js';
+import { ensureBlackholes } from './blackhole.js';
+import { Iptables } from './iptables.js';
+import { IptablesManager } from './iptables-manager.js';
+import { findLeftovers } from './leftovers.js';
+import { FLANNEL_CHAINS, type FirewallNames, firewallNames } from './names.js';
+import { NftManager } from './nft.js';
+import type { FirewallPlan } from './plan.js';
+import { type ChosenManager, chooseManager, type FirewallTools, findTools, type ManagerChoice } from './tools.js';
+import { NftWatch } from './watch.js';
+
+export interface HostPlan extends FirewallPlan {
+  /** A blackhole route for each own subnet, behind any bridge's. */
+  readonly blackhole: boolean;
+}
+
+export interface FirewallNotice {
+  readonly level: 'info' | 'warn' | 'error';
+  readonly text: string;
+  readonly fields: Readonly<Record<string, unknown>>;
+}
+
+export interface HostFirewallOptions {
+  readonly manager: ManagerChoice;
+  /** Of firewallKey: whose rules these are. */
+  readonly key: string;
+  readonly runner: Runner;
+  /** `EnableNFTables` of the network config. Default false. */
+  readonly configAsksNft?: boolean;
+  /** Networks of this agent's earlier runs: their rules are cleared away. */
+  readonly previousNetworks?: readonly Prefix[];
+  /** Period of the checks in milliseconds; default 5000. */
+  readonly resyncMs?: number;
+  /** One for each change of state, none for a check that finds all well. Must not throw. */
+  readonly onNotice: (notice: FirewallNotice) => void;
+}
+
+export interface FirewallStats {
+  readonly manager: 'nft' | 'iptables-nft' | 'iptables-legacy' | 'none';
+  /** Why this manager. */
+  readonly why: string;
+  /** `off`: no manager, or nothing to do. `failing`: something is missing, see `lastError`; it is tried again. */
+  readonly state: 'starting' | 'ok' | 'failing' | 'off';
+  readonly lastError?: string;
+  readonly masquerade: boolean;
+  readonly forward: boolean;
+  /** Tables and chains that hold our rules. */
+  readonly rules: readonly string[];
+  /** Chains of others, which drop forwarded packets, with our accepts in them. */
+  readonly admittedIn: readonly string[];
+  /** `events`: changes are heard from the kernel at once; `periodic`: found at the next check only. */
+  readonly watch: 'events' | 'periodic' | 'off';
+  readonly resyncMs: number;
+  readonly checks: number;
+  /** Checks that found something changed by others, and put it back. */
+  readonly repairs: number;
+  /** Checks that failed. */
+  readonly failures: number;
+}
+
+export const DEFAULT_RESYNC_MS = 5_000;
+
+const RETRY_MS = { least: 500, most: 30_000 } as const;
+/** Events come in bursts: one transaction is many lines. */
+const SETTLE_MS = 10;
+/** From this many repairs in a minute on, somebody is fighting us: then one repair a second. */
+const FIGHT = { repairs: 20, windowMs: 60_000, pauseMs: 1_000 } as const;
+
+interface Outcome {
+  readonly drift: readonly string[];
+  readonly problems: readonly string[];
+}
+
+export class HostFirewall {
+  readonly #options: HostFirewallOptions;
+  readonly #names: FirewallNames;
+  readonly #tools: FirewallTools;
+  readonly #chosen: ChosenManager;
+  readonly #manager: NftManager | IptablesManager | undefined;
+  readonly #admissions: Admissions;
+  readonly #resyncMs: number;
+  #watch: NftWatch | undefined;
+  #hearsEvents = false;
+  #plan: HostPlan | undefined;
+  #isCleared = false;
+  #isTold = false;
+  #admittedIn: readonly string[] = [];
+  #lastError: string | undefined;
+  #counts = { checks: 0, repairs: 0, failures: 0 };
+  #repairTimes: number[] = [];
+  #isFight = false;
+  #retries = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #eventTimer: NodeJS.Timeout | undefined;
+  #work: Promise<unknown> = Promise.resolve();
+  #closed = false;
+
+  private constructor(options: HostFirewallOptions, tools: FirewallTools, chosen: ChosenManager) {
+    const { runner, key } = options;
+    this.#options = options;
+    this.#names = firewallNames(key);
+    this.#tools = tools;
+    this.#chosen = chosen;
+    this.#resyncMs = options.resyncMs ?? DEFAULT_RESYNC_MS;
+    this.#admissions = new Admissions(runner, this.#names, tools);
+    if (chosen.manager === 'nft') {
+      this.#manager = new NftManager(runner, this.#names);
+    } else if (chosen.manager === 'iptables') {
+      const programs = tools.iptables.filter(({ flavour }) => flavour === chosen.flavour);
+      this.#manager = new IptablesManager(
+        this.#names,
+        programs.map((program) => new Iptables(program, runner)),
+      );
+    }
+  }
+
+  /**
+   * Finds out what this host has; nothing is changed yet. A host without any firewall program gets a firewall that does
+   * nothing and says so.
+   */
+  static async open(options: HostFirewallOptions): Promise<HostFirewall> {
+    const { manager, runner } = options;
+    const none: FirewallTools = { nft: { usable: false, reason: 'not asked for' }, iptables: [] };
+    const tools = manager === 'none' ? none : await findTools(runner);
+    const mayBeIptables = manager === 'iptables' || (manager === 'auto' && !tools.nft.usable);
+    const isLegacy = mayBeIptables && (await legacyIsInUse(runner, tools));
+    const chosen = chooseManager(manager, options.configAsksNft ?? false, tools, isLegacy);
+    if (chosen.problem !== undefined) options.onNotice({ level: 'error', text: chosen.problem, fields: {} });
+    return new HostFirewall(options, tools, chosen);
+  }
+
+  /**
+   * Puts the plan in force in place of the one before. Never rejects: what cannot be done is told and tried again.
+   *
+   * @returns whether all of it is in place.
+   */
+  async apply(plan: HostPlan): Promise<boolean> {
+    if (this.#closed) return false;
+    this.#plan = plan;
+    this.#isTold = false;
+    this.#isCleared = false;
+    if (this.#manager !== undefined && this.#tools.nft.usable && this.#watch === undefined && hasRules(plan)) {
+      this.#watch = new NftWatch({
+        runner: this.#options.runner,
+        onEvent: (line) => this.#onEvent(line),
+        onState: (state) => this.#onWatchState(state),
+      });
+    }
+    return this.#check();
+  }
+
+  stats(): FirewallStats {
+    const { manager, flavour, why } = this.#chosen;
+    const plan = this.#plan;
+    const isActive = manager !== 'none' && plan !== undefined && (plan.masquerade || plan.forward);
+    return {
+      manager: manager === 'iptables' ? `iptables-${flavour ?? 'nft'}` : manager,
+      why,
+      state: this.#state(isActive),
+      ...(this.#lastError === undefined ? {} : { lastError: this.#lastError }),
+      masquerade: isActive && plan.masquerade,
+      forward: isActive && plan.forward,
+      rules: this.#manager?.where ?? [],
+      admittedIn: this.#admittedIn,
+      watch: isActive ? (this.#hearsEvents ? 'events' : 'periodic') : 'off',
+      resyncMs: this.#resyncMs,
+      ...this.#counts,
+    };
+  }
+
+  #state(isActive: boolean): FirewallStats['state'] {
+    if (this.#lastError !== undefined) return 'failing';
+    if (this.#plan === undefined) return 'starting';
+    return isActive || this.#plan.blackhole ? 'ok' : 'off';
+  }
+
+  /** Stops watching. The rules stay; the blackhole routes go. May be called twice. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    clearTimeout(this.#eventTimer);
+    await Promise.all([this.#work, this.#watch?.close()]);
+    if (this.#plan?.blackhole) {
+      await ensureBlackholes(this.#options.runner, this.#plan.networks, []).catch((error: unknown) => {
+        this.#notice('warn', `the blackhole route stays: ${messageOf(error)}`);
+      });
+    }
+  }
+
+  /** One check after the other. */
+  #check(): Promise<boolean> {
+    const next = this.#work.then(() => this.#checkNow());
+    this.#work = next;
+    return next;
+  }
+
+  async #checkNow(): Promise<boolean> {
+    const plan = this.#plan;
+    if (plan === undefined || this.#closed) return false;
+    clearTimeout(this.#timer);
+    this.#counts.checks++;
+    let outcome: Outcome;
+    try {
+      outcome = await this.#reconcile(plan);
+    } catch (error) {
+      outcome = { drift: [], problems: [messageOf(error)] };
+    }
+    this.#tell(outcome);
+    this.#schedule(outcome.problems.length > 0);
+    return outcome.problems.length === 0;
+  }
+
+  async #reconcile(plan: HostPlan): Promise<Outcome> {
+    const { runner } = this.#options;
+    const drift: string[] = [];
+    const problems: string[] = [];
+    if (this.#manager !== undefined) {
+      const { nft } = this.#tools;
+      const isRandom = plan.randomFully && (this.#chosen.manager !== 'nft' || (nft.usable && nft.randomFully));
+      const feasible = { ...plan, randomFully: isRandom };
+      drift.push(...(await this.#manager.ensure(feasible, this.#ourNetworks(plan))));
+      const admission = await this.#admissions.ensure(plan, this.#chosen.flavour);
+      drift.push(...admission.drift);
+      problems.push(...admission.problems);
+      this.#admitted(admission.places);
+      // The new rules are in force: only now may what they replace go.
+      if (!this.#isCleared) problems.push(...(await this.#clear(plan)));
+      this.#isCleared = problems.length === 0;
+    }
+    if (plan.blackhole) {
+      const added = await ensureBlackholes(runner, plan.networks, plan.subnets);
+      if (this.#isTold) drift.push(...added.map((subnet) => `the blackhole route of ${subnet.toString()} was gone`));
+    }
+    return { drift, problems };
+  }
+
+  /** Removes what another manager, an earlier run or flanneld left for our networks. */
+  async #clear(plan: HostPlan): Promise<string[]> {
+    const { manager, flavour } = this.#chosen;
+    const leftovers = await findLeftovers({
+      runner: this.#options.runner,
+      names: this.#names,
+      tools: this.#tools,
+      networks: this.#ourNetworks(plan),
+      keep: manager === 'nft' ? 'nft' : flavour,
+    });
+    const problems: string[] = [];
+    for (const { what, remove } of leftovers) {
+      try {
+        await remove();
+        this.#notice('info', 'removed firewall rules that our own replace', { rules: what });
+      } catch (error) {
+        problems.push(`cannot remove ${what}: ${messageOf(error)}`);
+      }
+    }
+    return problems;
+  }
+
+  #ourNetworks(plan: HostPlan): Prefix[] {
+    return [...plan.networks, ...(this.#options.previousNetworks ?? [])];
+  }
+
+  #admitted(places: readonly string[]): void {
+    const added = places.filter((place) => !this.#admittedIn.includes(place));
+    if (added.length > 0) {
+      this.#notice('info', "another firewall drops forwarded packets: the pods' are accepted there", {
+        chain: added.join(', '),
+      });
+    }
+    this.#admittedIn = places;
+  }
+
+  #tell({ drift, problems }: Outcome): void {
+    const problem = problems.length === 0 ? undefined : problems.join('; ');
+    if (problem === undefined) {
+      if (!this.#isTold) this.#tellInPlace();
+      else if (this.#lastError !== undefined) this.#notice('info', 'the firewall rules are in place again');
+      this.#isTold = true;
+    } else {
+      this.#counts.failures++;
+      if (problem !== this.#lastError) {
+        this.#notice('error', `firewall rules are missing, trying again: ${problem}`);
+      }
+    }
+    this.#lastError = problem;
+    if (drift.length === 0) return;
+    this.#counts.repairs++;
+    this.#notice('warn', 'somebody changed the firewall rules, they are put back', { what: drift.join('; ') });
+    const now = performance.now();
+    this.#repairTimes = [...this.#repairTimes.filter((time) => now - time < FIGHT.windowMs), now];
+    const isFight = this.#repairTimes.length >= FIGHT.repairs;
+    if (isFight && !this.#isFight) {
+      this.#notice('error', 'somebody keeps changing the firewall rules: from now on they are put back once a second', {
+        repairs: this.#repairTimes.length,
+      });
+    }
+    this.#isFight = isFight;
+  }
+
+  #tellInPlace(): void {
+    const plan = this.#plan;
+    if (this.#manager === undefined || plan === undefined) return;
+    const { manager, why, state, masquerade, forward, rules } = this.stats();
+    if (state === 'off') return;
+    this.#notice('info', 'firewall rules are in place', { manager, why, masquerade, forward, rules: rules.join(', ') });
+    const { nft } = this.#tools;
+    if (masquerade && plan.randomFully && manager === 'nft' && nft.usable && !nft.randomFully) {
+      this.#notice('warn', 'this nft cannot choose source ports at random (masquerade without fully-random)');
+    }
+  }
+
+  #schedule(failed: boolean): void {
+    if (this.#closed) return;
+    this.#retries = failed ? this.#retries + 1 : 0;
+    const retryMs = Math.min(RETRY_MS.most, RETRY_MS.least * 2 ** (this.#retries - 1));
+    const periodMs = this.#resyncMs * (0.9 + Math.random() * 0.2);
+    this.#timer = setTimeout(() => void this.#check(), failed ? retryMs : periodMs);
+    this.#timer.unref();
+  }
+
+  #onEvent(line: string): void {
+    if (this.#closed || this.#eventTimer !== undefined || !this.#concerns(line)) return;
+    this.#eventTimer = setTimeout(
+      () => {
+        this.#eventTimer = undefined;
+        void this.#check();
+      },
+      this.#isFight ? FIGHT.pauseMs : SETTLE_MS,
+    );
+  }
+
+  /** Whether an event may have touched our rules or a chain that drops forwarded packets. */
+  #concerns(line: string): boolean {
+    return (
+      line.includes(this.#names.table) ||
+      line.includes(FLANNEL_CHAINS.masquerade) ||
+      line.includes(FLANNEL_CHAINS.forward) ||
+      line.includes(' hook forward ') ||
+      / (FORWARD|DOCKER-USER|POSTROUTING) /.test(line) ||
+      this.#admittedIn.some((place) => place.startsWith('nft ') && line.includes(place.slice('nft '.length)))
+    );
+  }
+
+  #onWatchState({ live, reason }: { readonly live: boolean; readonly reason?: string }): void {
+    this.#hearsEvents = live;
+    if (live) {
+      // What happened before is known only now.
+      void this.#check();
+    } else {
+      this.#notice('warn', "the kernel's firewall events are lost: changes are found by the periodic check only", {
+        reason: reason ?? '',
+      });
+    }
+  }
+
+  #notice(level: FirewallNotice['level'], text: string, fields: FirewallNotice['fields'] = {}): void {
+    this.#options.onNotice({ level, text, fields });
+  }
+}
+
+function hasRules(plan: FirewallPlan): boolean {
+  return plan.masquerade || plan.forward;
+}
+
+/** Whether somebody else keeps rules in the legacy tables, and nobody in those of iptables-nft. */
+async function legacyIsInUse(runner: Runner, tools: FirewallTools): Promise<boolean> {
+  const isInUse = async (flavour: 'legacy' | 'nft'): Promise<boolean> => {
+    for (const programs of tools.iptables.filter((tool) => tool.flavour === flavour && tool.family === 4)) {
+      const iptables = new Iptables(programs, runner);
+      for (const table of ['nat', 'filter'] as const) {
+        const chains = await iptables.read(table).catch(() => new Map<string, { rules: string[]; policy: string }>());
+        for (const { rules, policy } of chains.values()) {
+          if (policy === 'DROP' || rules.some((rule) => !rule.includes('FLANNEL-') && !rule.includes('flanneld '))) {
+            return true;
+          }
+        }
+      }
+    }
+    return false;
+  };
+  return (await isInUse('legacy')) && !(await isInUse('nft'));
+}
