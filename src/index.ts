@@ -16,6 +16,8 @@ export type { NextHop, RouteTable } from './fib/fib.js';
 export type { Capabilities } from './io/ports.js';
 
 export { joinOverlay } from './control/join.js';
+export type { FirewallOptions } from './control/firewall.js';
+export type { FirewallStats } from './host/firewall/firewall.js';
 export type { OverlayOptions } from './control/join.js';
 export type { LeaseState, Overlay, OverlayLease, OverlayStatus } from './control/overlay.js';
 export type { DataplaneChoices } from './control/backends/backend.js';

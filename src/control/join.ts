@@ -3,7 +3,7 @@
  * lease, sets the host up and keeps routes and subnet file in step with the leases until it is closed.
  *
  * Everything that can fail on this host is tried before a lease is taken, and what was set up is undone when a later
- * step fails.
+ * step fails; only firewall rules stay, as they do after a stop, because they may have been there before.
  */
 import { basename, dirname, join, resolve } from 'node:path';
 import type { Dataplane, DataplaneOptions } from '../dataplane/dataplane.js';
@@ -19,6 +19,7 @@ import type { DataplaneChoices } from './backends/backend.js';
 import { openBackend } from './backends/table.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
 import { DurableStore } from './durable-store.js';
+import { type FirewallOptions, OverlayFirewall } from './firewall.js';
 import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
 import { LeaseKeeper } from './lease-keeper.js';
 import type { NetworkConfig } from './network-config.js';
@@ -36,8 +37,10 @@ export interface OverlayOptions {
    * away, and what the backend keeps. Default: the subnet file's; `false`, or no subnet file: nothing is kept.
    */
   readonly stateDirectory?: string | false;
-  /** FLANNEL_IPMASQ in that file; no firewall rules are installed. Default false. */
+  /** FLANNEL_IPMASQ in that file, and masquerading where {@link firewall} is given. Default false. */
   readonly ipMasq?: boolean;
+  /** Firewall rules of this host (`{}` for the usual ones); absent: none are made, and none are touched. */
+  readonly firewall?: FirewallOptions;
   /** Life of the lease without renewal, in milliseconds; default 24 hours. */
   readonly leaseTtlMs?: number;
   /** How long before its end the lease is renewed; default one hour, a third of the lease's life if that is less. */
@@ -80,7 +83,7 @@ const LASTING_ERRNOS = new Set(['ENOTDIR', 'EACCES', 'EPERM', 'EROFS']);
  *
  * @throws {PodwireError} `UNSUPPORTED`, `PERMISSION` (this host), `NO_CONFIG`, `INVALID_CONFIG`, `OUT_OF_SUBNETS` (the
  *   store), `INTERFACE`, `INVALID_ADDRESS`, `INVALID_ARGUMENT`, `PORT_IN_USE`, `DEVICE_IN_USE`, `DEVICE`, `SYSTEM`,
- *   `COMMAND_FAILED`, `ABORTED`. Nothing of the attempt is left on the host.
+ *   `COMMAND_FAILED`, `ABORTED`. Nothing of the attempt is left on the host but firewall rules, if it came that far.
  */
 export function joinOverlay(options: OverlayOptions): Promise<Overlay> {
   return joinOverlayWith(options, {});
@@ -126,6 +129,19 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   const undo: (() => Promise<void>)[] = [];
   if (durable !== undefined) undo.push(() => durable.discard());
   try {
+    // Before the subnet file is written anew: it tells what an earlier run has left.
+    const firewall =
+      options.firewall === undefined
+        ? undefined
+        : await OverlayFirewall.open({
+            firewall: options.firewall,
+            masquerade: options.ipMasq ?? false,
+            network,
+            subnetFile,
+            runner,
+            logger,
+          });
+    if (firewall !== undefined) undo.push(() => firewall.close());
     const opened: { overlay?: RunningOverlay } = {};
     const backend = await openBackend({
       network,
@@ -151,6 +167,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       clock,
       subnetFile,
       ipMasq: options.ipMasq ?? false,
+      ...(firewall === undefined ? {} : { firewall }),
       ...(durable === undefined ? {} : { durable }),
       ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
     });

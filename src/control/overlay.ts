@@ -8,12 +8,14 @@ import type { Dataplane, DataplaneStats } from '../dataplane/dataplane.js';
 import type { Logger } from '../dataplane/logger.js';
 import { messageOf, PodwireError } from '../errors.js';
 import type { Runner } from '../host/exec.js';
+import type { FirewallStats } from '../host/firewall/firewall.js';
 import { enableForwarding } from '../host/forwarding.js';
 import type { SelectedInterface } from '../host/select-interface.js';
 import { formatSubnetEnv, type SubnetEnv, subnetEnvEquals, writeSubnetEnv } from '../host/subnet-env.js';
 import type { Family, Prefix } from '../net/prefix.js';
 import type { Backend } from './backends/backend.js';
 import { Backoff, type Clock, pause } from './clock.js';
+import type { OverlayFirewall } from './firewall.js';
 import type { DesiredRoute } from './desired-routes.js';
 import type { DurableStore } from './durable-store.js';
 import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
@@ -54,6 +56,8 @@ export interface OverlayStatus {
   readonly facts: Readonly<Record<string, unknown>>;
   /** Undefined where the kernel carries the packets. */
   readonly dataplane: DataplaneStats | undefined;
+  /** Absent when no rules were asked for. */
+  readonly firewall?: FirewallStats;
   /** `tableOf`: the store is away since the start, and leases come from the table saved at that time. */
   readonly store: StoreState & { readonly tableOf?: Date };
 }
@@ -72,7 +76,7 @@ export interface Overlay extends AsyncDisposable {
   rewriteSubnetFile(): Promise<void>;
   /**
    * Stops forwarding, removes device, addresses and routes, and stops renewing. The lease stays this host's until it
-   * expires, and the subnet file stays; with `release` the lease is given back. May be called twice.
+   * expires, and the subnet file and the firewall rules stay; with `release` the lease is given back. May be called twice.
    */
   close(options?: { readonly release?: boolean }): Promise<void>;
 }
@@ -85,6 +89,7 @@ export interface RunningOverlayOptions {
   readonly clock: Clock;
   readonly subnetFile: string | false;
   readonly ipMasq: boolean;
+  readonly firewall?: OverlayFirewall;
   /** The store as the keeper sees it; closed with the overlay. */
   readonly durable?: DurableStore;
   readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
@@ -148,7 +153,11 @@ export class RunningOverlay implements Overlay {
 
   async #begin(network: NetworkConfig, lease: Lease): Promise<void> {
     this.#requireInside(lease, network);
+    // Never rejects, and need not wait for the device.
+    const firewall = this.#options.firewall?.apply(subnetsOf(lease));
     await this.#backend.begin(lease);
+    // Whoever reads the subnet file finds the rules in place.
+    await firewall;
     try {
       await this.#writeSubnetFile();
     } catch (error) {
@@ -172,7 +181,7 @@ export class RunningOverlay implements Overlay {
 
   status(): OverlayStatus {
     const { keeper, network } = this.#state;
-    const { subnetFile, durable } = this.#options;
+    const { subnetFile, durable, firewall } = this.#options;
     const tableOf = durable?.standingInSince;
     return {
       network,
@@ -186,6 +195,7 @@ export class RunningOverlay implements Overlay {
       counts: keeper.counts,
       facts: this.#backend.facts,
       dataplane: this.#backend.stats,
+      ...(firewall === undefined ? {} : { firewall: firewall.stats }),
       store: { ...keeper.store, ...(tableOf === undefined ? {} : { tableOf }) },
     };
   }
@@ -210,7 +220,12 @@ export class RunningOverlay implements Overlay {
     this.#stopping.abort();
     const keeper = this.#running?.keeper;
     const end = release ? keeper?.release() : keeper?.close();
-    const [, ended] = await Promise.allSettled([this.#backend.close(), end, this.#work]);
+    const [, ended] = await Promise.allSettled([
+      this.#backend.close(),
+      end,
+      this.#work,
+      this.#options.firewall?.close(),
+    ]);
     if (ended.status === 'rejected') {
       this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
     }
@@ -347,6 +362,7 @@ export class RunningOverlay implements Overlay {
     this.#requireInside(lease, state.network, network);
     await this.#backend.changeSubnet(state.lease, lease, async () => {
       state.lease = lease;
+      await this.#options.firewall?.apply(subnetsOf(lease));
       await this.#writeSubnetFile();
     });
     this.#logger.info(leaseFields(lease), 'moved to the new subnet');

@@ -58,13 +58,18 @@ export async function listRoutes(runner: Runner, family: Family, protocol?: numb
       metric: numberField(entry, 'metric') ?? 0,
       // iproute2 prints the number, and nothing for "boot", the number of a plain `ip route add`, or for the one asked for.
       protocol: textField(entry, 'protocol') ?? String(protocol ?? 3),
-      type: textField(entry, 'type') ?? 'unicast',
+      type: typeName(textField(entry, 'type') ?? 'unicast'),
       ...([...listField(entry, 'flags'), ...listField(hop, 'flags')].includes('onlink') ? { onlink: true } : {}),
       ...(source === undefined ? {} : { source }),
       ...(mtu === undefined ? {} : { mtu }),
     });
   }
   return routes;
+}
+
+/** With `-N` iproute2 prints the types as numbers too (rtnetlink.h, RTN_BLACKHOLE and on). */
+function typeName(text: string): string {
+  return { '6': 'blackhole', '7': 'unreachable', '8': 'prohibit', '9': 'throw' }[text] ?? text;
 }
 
 export interface RouteReview {
