@@ -220,6 +220,7 @@ function overlayOptions(
     subnetFile: config.subnetFile,
     stateDirectory: config.stateDirectory,
     ipMasq: config.ipMasq,
+    firewall: config.firewall,
     leaseTtlMs: config.leaseTtlMs,
     ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),
     ...(config.txQueueLength === undefined ? {} : { txQueueLength: config.txQueueLength }),

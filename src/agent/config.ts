@@ -9,7 +9,7 @@ import { resolve } from 'node:path';
 import { messageOf, PodwireError } from '../errors.js';
 import type { InterfaceChoice } from '../host/select-interface.js';
 import { parseDotenv } from '../host/subnet-env.js';
-import type { DataplaneOptions } from '../index.js';
+import type { DataplaneOptions, FirewallOptions } from '../index.js';
 import { defaultControlSocket } from './control-path.js';
 import { FlagReader, type FlagValues } from './flag-reader.js';
 import { FLAGS, readInt } from './flags.js';
@@ -26,6 +26,7 @@ export interface AgentConfig {
   readonly stateDirectory: string;
   readonly controlSocket: string;
   readonly ipMasq: boolean;
+  readonly firewall: FirewallOptions;
   readonly leaseTtlMs: number;
   /** Absent: as the lease's length allows (see joinOverlay). */
   readonly renewMarginMs?: number;
@@ -67,16 +68,6 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
       `the control socket path ${controlSocket} is longer than ${LONGEST_SOCKET_PATH} bytes: give a shorter one with --control-socket`,
     );
   }
-  const ipMasq = read.bool('ip-masq');
-  const firewall = FLAGS.filter(
-    ({ group, name, kind }) => group === 'firewall' && read.isSet(name) && (kind !== 'bool' || read.bool(name)),
-  );
-  if (firewall.length > 0) {
-    const names = firewall.map((flag) => `--${flag.name}`).join(', ');
-    warnings.push(
-      `${names}: this version installs no firewall rules${ipMasq ? '; FLANNEL_IPMASQ=true is written to the subnet file, masquerading is up to the CNI plugin or to you' : ''}`,
-    );
-  }
   const leaseTtlMs = parseDuration(read.text('lease-ttl'));
   const margin = readMargin(read, leaseTtlMs);
   const health = readHealth(read);
@@ -86,7 +77,8 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     subnetFile,
     stateDirectory: resolve(read.text('state-dir')),
     controlSocket,
-    ipMasq,
+    ipMasq: read.bool('ip-masq'),
+    firewall: readFirewall(read),
     leaseTtlMs,
     ...(margin === undefined ? {} : { renewMarginMs: margin }),
     releaseOnExit: read.bool('release-on-exit'),
@@ -165,6 +157,16 @@ function readInterface(read: FlagReader): InterfaceChoice {
     ...(canReach === undefined ? {} : { ifaceCanReach: canReach }),
     ...(publicIp === undefined ? {} : { publicIp }),
     ...(publicIpv6 === undefined ? {} : { publicIpv6 }),
+  };
+}
+
+function readFirewall(read: FlagReader): FirewallOptions {
+  return {
+    manager: read.choice('firewall', ['auto', 'nft', 'iptables', 'none']),
+    forward: read.bool('iptables-forward-rules'),
+    randomFully: !read.bool('ip-masq-fully-random-disable'),
+    blackhole: read.bool('ip-blackhole-route'),
+    resyncMs: read.int('iptables-resync', 1, 86_400) * 1_000,
   };
 }
 

@@ -12,11 +12,10 @@ export type FlagKind = 'text' | 'list' | 'bool' | 'int';
 /**
  * - `flannel`: works as in flanneld.
  * - `own`: podwire's.
- * - `firewall`: flanneld's firewall switches; accepted, but this version installs no rules.
  * - `absent`: flanneld's, belongs to a part that this version does not have; refused unless it has its default value.
  * - `ignored`: accepted so that a unit's arguments need no change; means nothing here.
  */
-export type FlagGroup = 'flannel' | 'own' | 'firewall' | 'absent' | 'ignored';
+export type FlagGroup = 'flannel' | 'own' | 'absent' | 'ignored';
 
 /** Headings of the help, in this order. */
 export const SECTIONS = {
@@ -100,11 +99,15 @@ export const FLAGS: readonly Flag[] = [
     ['etcd-username', 'text', 'text', 'user of an etcd with authentication', ''],
     ['etcd-password', 'text', 'text', 'its password; better in FLANNELD_ETCD_PASSWORD or --environment-file', ''],
   ]),
-  ...rows('firewall', 'firewall', [
-    ['ip-masq', 'bool', 'bool', 'FLANNEL_IPMASQ in the subnet file (no rules are installed by this version)', 'false'],
-    ['ip-masq-fully-random-disable', 'bool', 'bool', 'accepted, no rules in this version', 'false'],
-    ['iptables-resync', 'int', 'seconds', 'accepted, no rules in this version', '5'],
-    ['iptables-forward-rules', 'bool', 'bool', 'accepted, no rules in this version', 'true'],
+  ...rows('flannel', 'firewall', [
+    ['ip-masq', 'bool', 'bool', "masquerade pods' packets that leave the pod network", 'false'],
+    ['ip-masq-fully-random-disable', 'bool', 'bool', 'keep source ports where possible when masquerading', 'false'],
+    ['iptables-resync', 'int', 'seconds', 'period of the checks beside events (1 to 86400)', '5'],
+    ['iptables-forward-rules', 'bool', 'bool', "accept pods' packets where they are forwarded", 'true'],
+    ['ip-blackhole-route', 'bool', 'bool', 'blackhole route for the own subnet, behind any bridge', 'false'],
+  ]),
+  ...rows('own', 'firewall', [
+    ['firewall', 'text', 'auto|nft|iptables|none', 'who keeps the rules; auto: nft where it works', 'auto'],
   ]),
   ...rows('own', 'engine', [
     ['device', 'text', 'name', 'TUN device, %d is a free number', 'flannel%d'],
@@ -129,10 +132,6 @@ export const FLAGS: readonly Flag[] = [
     ['healthz-ip', 'text', 'address', 'and on this address', '0.0.0.0'],
   ]),
   ...rows('absent', 'absent', KUBERNETES).map((flag) => ({ ...flag, part: 'the Kubernetes store' })),
-  ...rows('absent', 'absent', [['ip-blackhole-route', 'bool', 'bool', 'blackhole route', 'false']]).map((flag) => ({
-    ...flag,
-    part: 'the blackhole route of the own subnet',
-  })),
   ...rows('ignored', 'absent', [
     ['set-node-network-unavailable', 'bool', 'bool', "flanneld's with Kubernetes, no effect", 'true'],
     ['vmodule', 'text', 'text', "flanneld's log levels by file, no effect", ''],

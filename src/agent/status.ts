@@ -1,7 +1,7 @@
 /**
  * What the agent tells about itself: the JSON of `GET /v1/status`, and its readable form.
  */
-import type { DataplaneStats, LeaseState, OverlayStatus } from '../index.js';
+import type { DataplaneStats, FirewallStats, LeaseState, OverlayStatus } from '../index.js';
 
 export interface AgentStatus {
   readonly version: string;
@@ -37,6 +37,7 @@ export interface AgentStatus {
   }[];
   /** Absent where the kernel carries the packets. */
   readonly dataplane?: DataplaneStats;
+  readonly firewall?: FirewallStats;
   readonly store: {
     readonly description: string;
     readonly ok: boolean;
@@ -85,6 +86,7 @@ export function agentStatus(
       ...(entry.reason === undefined ? {} : { reason: entry.reason }),
     })),
     ...(overlay.dataplane === undefined ? {} : { dataplane: overlay.dataplane }),
+    ...(overlay.firewall === undefined ? {} : { firewall: overlay.firewall }),
     store: storeStatus(overlay.store),
   };
 }
@@ -102,6 +104,7 @@ export function formatStatus(status: AgentStatus, now: Date = new Date()): strin
     `lease      ${lease.subnet}${lease.subnet6 === undefined ? '' : ` ${lease.subnet6}`}  public ${lease.publicIp}  ${formatExpiry(lease, now)}`,
     `device     ${device.name}  mtu ${device.mtu}  over ${status.interface.name} ${status.interface.address} mtu ${status.interface.mtu} (${status.interface.why})`,
     `store      ${store.description}  ${store.ok ? 'ok' : `FAILING: ${store.lastError ?? 'unknown'}`}${store.tableOf === undefined ? '' : `; forwarding by the lease table of ${store.tableOf}`}`,
+    ...(status.firewall === undefined ? [] : [`firewall   ${formatFirewall(status.firewall)}`]),
     ...(dataplane === undefined ? ['packets    carried by the kernel'] : formatEngine(dataplane)),
     '',
     ...formatPeers(status),
@@ -115,6 +118,19 @@ function formatEngine(dataplane: DataplaneStats): string[] {
     `packets    ${formatTraffic(dataplane)}`,
     `drops      ${formatDrops(dataplane)}`,
   ];
+}
+
+function formatFirewall(firewall: FirewallStats): string {
+  const features = [firewall.masquerade ? 'masquerade' : '', firewall.forward ? 'forward' : ''].filter(Boolean);
+  const watched = firewall.watch === 'periodic' ? `  checked every ${formatDuration(firewall.resyncMs)}` : '';
+  return [
+    firewall.manager,
+    `  ${features.length === 0 ? 'no rules' : features.join(', ')}`,
+    firewall.admittedIn.length === 0 ? '' : `  accepts in ${firewall.admittedIn.join(', ')}`,
+    watched,
+    firewall.repairs === 0 ? '' : `  repaired ${firewall.repairs} times`,
+    firewall.lastError === undefined ? '' : `  FAILING: ${firewall.lastError}`,
+  ].join('');
 }
 
 function formatExpiry(lease: AgentStatus['lease'], now: Date): string {

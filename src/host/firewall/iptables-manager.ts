@@ -4,7 +4,14 @@
  */
 import { PodwireError } from '../../errors.js';
 import type { Prefix } from '../../net/prefix.js';
-import { chainEdits, Iptables, isForeignRule, type OwnChain, renderChainRules, type TableName } from './iptables.js';
+import {
+  chainEdits,
+  type Iptables,
+  isForeignRule,
+  type OwnChain,
+  renderChainRules,
+  type TableName,
+} from './iptables.js';
 import { COMMENTS, FLANNEL_CHAINS, type FirewallNames } from './names.js';
 import type { FirewallPlan } from './plan.js';
 

@@ -126,5 +126,7 @@ async function inForeignIptables(search: LeftoverSearch, chain: NftChain): Promi
 
 /** Whether a listing speaks of one of the networks, or of a part of one. */
 function mentions(listing: string, networks: readonly Prefix[]): boolean {
-  return networks.some((network) => listing.includes(` ${network.toString()} `) || listing.includes(` ${network}\n`));
+  return networks.some(
+    (network) => listing.includes(` ${network.toString()} `) || listing.includes(` ${network.toString()}\n`),
+  );
 }

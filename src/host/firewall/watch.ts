@@ -8,7 +8,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { messageOf } from '../../errors.js';
-import type { Runner } from '../exec.js';
+import { programEnvironment, type Runner } from '../exec.js';
 import { nft } from './nft.js';
 
 // The shell lets go of its output, so that the end of nft is the end of the output.
@@ -55,7 +55,7 @@ export class NftWatch {
   #start(): void {
     const child = spawn('sh', ['-c', SCRIPT], {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: { ...process.env, LC_ALL: 'C', PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin` },
+      env: programEnvironment(),
     });
     this.#child = child;
     let errors = '';

@@ -24,6 +24,7 @@ describe('defaults', () => {
       subnetFile: '/run/flannel/subnet.env',
       controlSocket: '/run/flannel/podwire-subnet.sock',
       ipMasq: false,
+      firewall: { manager: 'auto', forward: true, randomFully: true, blackhole: false, resyncMs: 5_000 },
       leaseTtlMs: 86_400_000,
       releaseOnExit: false,
       dataplane: {
@@ -43,9 +44,7 @@ describe('defaults', () => {
   });
 
   test('every default in the table can be given explicitly and changes nothing', () => {
-    const explicit = Object.fromEntries(
-      FLAGS.filter((flag) => flag.default && flag.group !== 'firewall').map((flag) => [flag.name, flag.default]),
-    );
+    const explicit = Object.fromEntries(FLAGS.filter((flag) => flag.default).map((flag) => [flag.name, flag.default]));
     const { renewMarginMs, ...rest } = read(explicit);
     expect(rest).toEqual(read({}));
     expect(renewMarginMs).toBe(3_600_000);
@@ -87,6 +86,7 @@ test('every value arrives', () => {
     subnetFile: '/run/x/net.env',
     controlSocket: '/run/x/podwire-net.sock',
     ipMasq: false,
+    firewall: { manager: 'auto', forward: true, randomFully: true, blackhole: false, resyncMs: 5_000 },
     leaseTtlMs: 9_000_000,
     renewMarginMs: 5_400_000,
     releaseOnExit: true,
@@ -220,7 +220,9 @@ const refused: readonly [FlagValues, string, RegExp][] = [
   [{ 'healthz-port': 'http' }, 'INVALID_ARGUMENT', /--healthz-port "http"/],
   [{ 'healthz-ip': 'no host' }, 'INVALID_ARGUMENT', /--healthz-ip "no host" is neither an IP address nor a host name/],
   [{ v: 'much' }, 'INVALID_ARGUMENT', /--v "much" is not a number/],
-  [{ 'ip-blackhole-route': 'true' }, 'UNSUPPORTED', /--ip-blackhole-route/],
+  [{ 'iptables-resync': '0' }, 'INVALID_ARGUMENT', /--iptables-resync "0" is not a number from 1 to 86400/],
+  [{ 'iptables-resync': '5s' }, 'INVALID_ARGUMENT', /--iptables-resync "5s" is not a number/],
+  [{ firewall: 'nftables' }, 'INVALID_ARGUMENT', /--firewall "nftables" is not one of auto, nft, iptables, none/],
   [{ 'public-ip': 'localhost' }, 'INVALID_ADDRESS', /--public-ip "localhost" is not an IPv4 address/],
   [{ 'public-ip': 'fd00::1' }, 'INVALID_ADDRESS', /is not an IPv4 address/],
   [{ 'public-ipv6': '10.0.0.1' }, 'INVALID_ADDRESS', /is not an IPv6 address/],
@@ -268,16 +270,24 @@ test.each(refused)('refused: %j', (given, code, message) => {
   }
 });
 
-describe('flags without effect are told', () => {
-  test('--ip-masq is written, and no rules are installed', () => {
-    const config = read({ 'ip-masq': 'true' });
-    expect(config.ipMasq).toBe(true);
-    expect(config.warnings).toEqual([
-      expect.stringMatching(/^--ip-masq: this version installs no firewall rules; FLANNEL_IPMASQ=true/),
-    ]);
-    expect(read({ 'ip-masq': 'F' }).warnings).toEqual([]);
+test('firewall flags', () => {
+  expect(
+    read({
+      'ip-masq': 'true',
+      'ip-masq-fully-random-disable': 'true',
+      'iptables-resync': '30',
+      'iptables-forward-rules': 'false',
+      'ip-blackhole-route': 'true',
+      firewall: 'iptables',
+    }),
+  ).toMatchObject({
+    ipMasq: true,
+    firewall: { manager: 'iptables', forward: false, randomFully: false, blackhole: true, resyncMs: 30_000 },
+    warnings: [],
   });
+});
 
+describe('flags without effect are told', () => {
   test('a store flag from the environment does not get in the way of --store', () => {
     const config = read({}, { FLANNELD_ETCD_ENDPOINTS: 'http://10.0.0.1:2379' });
     expect(config.warnings).toEqual([expect.stringMatching(/^FLANNELD_ETCD_ENDPOINTS has no effect/)]);
