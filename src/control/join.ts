@@ -10,17 +10,20 @@ import type { Dataplane, DataplaneOptions } from '../dataplane/dataplane.js';
 import { type Logger, silentLogger } from '../dataplane/logger.js';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
 import { run, type Runner } from '../host/exec.js';
+import { type Guard, HostGuard } from '../host/guard.js';
 import { hostIdentity } from '../host/identity.js';
+import { HostMonitor } from '../host/monitor.js';
 import { type InterfaceChoice, selectInterface } from '../host/select-interface.js';
 import { checkSubnetEnvWritable, type PreviousSubnets, readPreviousSubnets } from '../host/subnet-env.js';
 import { checkSystem } from '../host/system.js';
 import type { Family } from '../net/prefix.js';
 import type { DataplaneChoices } from './backends/backend.js';
 import { openBackend } from './backends/table.js';
+import type { VxlanMode } from './backends/vxlan-config.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
 import { DurableStore } from './durable-store.js';
 import { type FirewallOptions, OverlayFirewall } from './firewall.js';
-import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
+import { type Lease, type LeaseStore, publicAddress, subnetsOf } from './lease.js';
 import { LeaseKeeper } from './lease-keeper.js';
 import type { NetworkConfig } from './network-config.js';
 import { type Overlay, RunningOverlay } from './overlay.js';
@@ -52,6 +55,8 @@ export interface OverlayOptions {
   /** A network config that is absent or invalid is waited for, as flanneld does, instead of an error. Default false. */
   readonly waitForConfig?: boolean;
   readonly dataplane?: DataplaneChoices;
+  /** Overrules the network config's `Mode` of the vxlan backend: who carries the packets. */
+  readonly vxlanMode?: VxlanMode;
   readonly logger?: Logger;
   /** Gives up a start that has not finished; no effect afterwards. */
   readonly signal?: AbortSignal;
@@ -64,6 +69,7 @@ export interface OverlaySeams {
   readonly checkSystem?: () => Promise<void>;
   readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
   readonly clock?: Clock;
+  readonly guard?: Guard;
 }
 
 export const DEFAULT_SUBNET_FILE = '/run/flannel/subnet.env';
@@ -143,6 +149,9 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
           });
     if (firewall !== undefined) undo.push(() => firewall.close());
     const opened: { overlay?: RunningOverlay } = {};
+    // A test without a host has no kernel events either.
+    const guard = seams.guard ?? (seams.runner === undefined ? openGuard(runner, logger) : undefined);
+    if (guard !== undefined) undo.push(() => guard.close());
     const backend = await openBackend({
       network,
       underlay,
@@ -150,6 +159,8 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       logger,
       dataplane: options.dataplane ?? {},
       onRouteFault: (prefix, reason) => opened.overlay?.onRouteFault(prefix, reason),
+      ...(guard === undefined ? {} : { guard }),
+      ...(options.vxlanMode === undefined ? {} : { vxlanMode: options.vxlanMode }),
       ...(state === undefined ? {} : { state }),
       ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
       ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),
@@ -168,11 +179,12 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       subnetFile,
       ipMasq: options.ipMasq ?? false,
       ...(firewall === undefined ? {} : { firewall }),
+      ...(guard === undefined ? {} : { guard }),
       ...(durable === undefined ? {} : { durable }),
       ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
     });
     opened.overlay = overlay;
-    const owner = options.owner ?? (await hostIdentity(backend.attributes.publicIp));
+    const owner = options.owner ?? (await hostIdentity(publicAddress(backend.attributes)));
     // A call that is under way when the start is called off may still end with a lease in the store.
     let acquiring: Promise<Lease> | undefined;
     undo.push(async () => {
@@ -272,6 +284,21 @@ function observedStore(store: LeaseStore, onAcquire: (call: Promise<Lease>) => v
       return typeof value === 'function' ? (value.bind(target) as unknown) : value;
     },
   });
+}
+
+/** Keeps the host as the backend wants it, and tells the operator what it repairs. */
+function openGuard(runner: Runner, logger: Logger): Guard {
+  const monitor = HostMonitor.start({ onNotice: (level, message) => logger[level]({}, message) });
+  const guard = new HostGuard({ runner, monitor, say: (level, fields, message) => logger[level](fields, message) });
+  return {
+    keep: (part, desired, onPass) => guard.keep(part, desired, onPass),
+    drop: (part) => guard.drop(part),
+    stats: () => guard.stats(),
+    close: async () => {
+      await guard.close();
+      await monitor.close();
+    },
+  };
 }
 
 /** The result of a call if there is one in time. */

@@ -121,6 +121,11 @@ export type StoreMetrics = Readonly<Record<string, number>>;
 /** flannel's constant, and the default life of a lease. */
 export const DEFAULT_TTL_MS = 24 * 60 * 60 * 1000;
 
+/** What a host is known by: its PublicIP, where it has none its PublicIPv6. */
+export function publicAddress({ publicIp, publicIpv6 }: LeaseAttributes): Address {
+  return publicIp.isUnspecified && publicIpv6 ? publicIpv6 : publicIp;
+}
+
 /** All subnets of a lease, IPv4 first. */
 export function subnetsOf(lease: Pick<Lease, 'subnet' | 'subnet6'>): Prefix[] {
   return lease.subnet6 ? [lease.subnet, lease.subnet6] : [lease.subnet];

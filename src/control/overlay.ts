@@ -9,6 +9,7 @@ import type { Logger } from '../dataplane/logger.js';
 import { messageOf, PodwireError } from '../errors.js';
 import type { Runner } from '../host/exec.js';
 import type { FirewallStats } from '../host/firewall/firewall.js';
+import type { Guard } from '../host/guard.js';
 import { enableForwarding } from '../host/forwarding.js';
 import type { SelectedInterface } from '../host/select-interface.js';
 import { formatSubnetEnv, type SubnetEnv, subnetEnvEquals, writeSubnetEnv } from '../host/subnet-env.js';
@@ -18,7 +19,7 @@ import { Backoff, type Clock, pause } from './clock.js';
 import type { OverlayFirewall } from './firewall.js';
 import type { DesiredRoute } from './desired-routes.js';
 import type { DurableStore } from './durable-store.js';
-import { type Lease, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
+import { type Lease, publicAddress, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
 import type { LeaseCounts } from './lease-counts.js';
 import type { LeaseKeeper, StoreState } from './lease-keeper.js';
 import type { LeaseKeeperListener } from './lease-listener.js';
@@ -90,6 +91,8 @@ export interface RunningOverlayOptions {
   readonly subnetFile: string | false;
   readonly ipMasq: boolean;
   readonly firewall?: OverlayFirewall;
+  /** Closed with the overlay. */
+  readonly guard?: Guard;
   /** The store as the keeper sees it; closed with the overlay. */
   readonly durable?: DurableStore;
   readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
@@ -226,6 +229,7 @@ export class RunningOverlay implements Overlay {
       this.#work,
       this.#options.firewall?.close(),
     ]);
+    await this.#options.guard?.close();
     if (ended.status === 'rejected') {
       this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
     }
@@ -290,18 +294,21 @@ export class RunningOverlay implements Overlay {
 
   #addRoute(route: DesiredRoute, before: DesiredRoute | undefined): void {
     const prefix = route.prefix.toString();
-    const ignored = this.#backend.refusal(route.lease);
+    const ignored = this.#backend.refusal(route.lease, route.prefix);
     if (ignored !== undefined) {
+      const wasTold = this.#unrouted.get(prefix)?.reason === ignored;
       this.#unrouted.set(prefix, { state: 'ignored', reason: ignored });
       if (before !== undefined) this.#backend.removeRoute(route.prefix);
-      this.#logger.warn({ subnet: prefix }, `lease ignored: ${ignored}`);
+      if (!wasTold && this.#backend.isPassive !== true) {
+        this.#logger.warn({ subnet: prefix }, `lease ignored: ${ignored}`);
+      }
       return;
     }
     try {
       this.#backend.setRoute(route.prefix, route.lease);
       this.#unrouted.delete(prefix);
       if (this.#snapshotSeen) {
-        const via = route.lease.attributes.publicIp.toString();
+        const via = route.via.toString();
         this.#logger.info({ subnet: prefix, via }, before === undefined ? 'route added' : 'route changed');
       }
     } catch (error) {
@@ -326,7 +333,7 @@ export class RunningOverlay implements Overlay {
     const prefix = route.prefix.toString();
     this.#unrouted.delete(prefix);
     if (this.#backend.removeRoute(route.prefix)) {
-      this.#logger.info({ subnet: prefix, via: route.lease.attributes.publicIp.toString() }, 'route removed');
+      this.#logger.info({ subnet: prefix, via: route.via.toString() }, 'route removed');
     }
   }
 
@@ -436,7 +443,7 @@ export class RunningOverlay implements Overlay {
 function leaseFields(lease: Lease): { subnet: string; publicIp: string; expiresAt?: string } {
   return {
     subnet: subnetsOf(lease).join(' '),
-    publicIp: lease.attributes.publicIp.toString(),
+    publicIp: publicAddress(lease.attributes).toString(),
     ...(lease.expiresAt === undefined ? {} : { expiresAt: lease.expiresAt.toISOString() }),
   };
 }

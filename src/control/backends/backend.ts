@@ -8,10 +8,12 @@
 import type { Dataplane, DataplaneOptions, DataplaneStats } from '../../dataplane/dataplane.js';
 import type { Logger } from '../../dataplane/logger.js';
 import type { Runner } from '../../host/exec.js';
+import type { Guard } from '../../host/guard.js';
 import type { SelectedInterface } from '../../host/select-interface.js';
 import type { Address, Prefix } from '../../net/prefix.js';
 import type { Lease, LeaseAttributes } from '../lease.js';
 import type { NetworkConfig } from '../network-config.js';
+import type { VxlanMode } from './vxlan-config.js';
 
 /** What the caller may choose about the data plane; the rest follows from the network and the host. */
 export type DataplaneChoices = Pick<
@@ -29,6 +31,8 @@ export interface BackendOptions {
    * append `.vtep` and the like); absent: keep nothing.
    */
   readonly state?: string;
+  /** Overrules the network config's `Mode` of the vxlan backend. */
+  readonly vxlanMode?: VxlanMode;
   readonly runner: Runner;
   readonly logger: Logger;
   /**
@@ -36,6 +40,8 @@ export interface BackendOptions {
    * backends that program the kernel after `setRoute` has returned.
    */
   readonly onRouteFault?: (prefix: Prefix, reason: string | undefined) => void;
+  /** Keeps the kernel as backends that let it carry the packets want it. */
+  readonly guard?: Guard;
   /** Seam for tests; default {@link Dataplane.open}. */
   readonly openDataplane?: (options: DataplaneOptions) => Promise<Dataplane>;
 }
@@ -59,6 +65,8 @@ export interface Backend extends AsyncDisposable {
   readonly facts: Readonly<Record<string, unknown>>;
   /** Undefined where the kernel carries the packets. */
   readonly stats: DataplaneStats | undefined;
+  /** True where the leases of other hosts are shown and nothing is set up for them. */
+  readonly isPassive?: boolean;
   /**
    * Sets this host up for its lease.
    *
@@ -72,8 +80,8 @@ export interface Backend extends AsyncDisposable {
    * @throws {PodwireError} `COMMAND_FAILED`; the old subnet is then still served.
    */
   changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void>;
-  /** Why the lease of another host cannot be followed by this backend, beyond what every backend refuses. */
-  refusal(lease: Lease): string | undefined;
+  /** Why the prefix of another host's lease cannot be followed by this backend, beyond what every backend refuses. */
+  refusal(lease: Lease, prefix: Prefix): string | undefined;
   /**
    * Sends a prefix to the host of its lease; replaces what the prefix had.
    *

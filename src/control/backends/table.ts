@@ -13,6 +13,16 @@ interface BackendClass {
 
 const BACKENDS: Readonly<Record<string, () => Promise<BackendClass>>> = {
   udp: async () => (await import('./udp.js')).UdpBackend,
+  vxlan: async () => (await import('./vxlan.js')).VxlanBackend,
+  'host-gw': async () => (await import('./host-gw.js')).HostGwBackend,
+  alloc: async () => (await import('./alloc.js')).AllocBackend,
+};
+
+/** flannel's that podwire does not have, and what to use in their place. */
+const INSTEAD: Readonly<Record<string, string>> = {
+  ipsec: 'for encrypted pods use "Backend":{"Type":"wireguard"}',
+  'tencent-vpc':
+    'use "Backend":{"Type":"alloc"} and let the cloud controller set the VPC routes, or "Backend":{"Type":"vxlan"}',
 };
 
 /**
@@ -23,9 +33,11 @@ const BACKENDS: Readonly<Record<string, () => Promise<BackendClass>>> = {
 export async function openBackend(options: BackendOptions): Promise<Backend> {
   const load = Object.hasOwn(BACKENDS, typeOf(options.network)) ? BACKENDS[typeOf(options.network)] : undefined;
   if (load === undefined) {
+    const type = typeOf(options.network);
+    const advice = INSTEAD[type] ?? `this version has ${Object.keys(BACKENDS).join(', ')}`;
     throw new PodwireError(
       'UNSUPPORTED',
-      `the network config asks for the backend ${JSON.stringify(typeOf(options.network))}: this version has ${Object.keys(BACKENDS).join(', ')}; set for instance "Backend":{"Type":"udp"}`,
+      `the network config asks for the backend ${JSON.stringify(type)}, which podwire does not have: ${advice}`,
     );
   }
   return (await load()).open(options);

@@ -148,7 +148,7 @@ describe('a start that fails leaves nothing', () => {
     { name: 'the config', config: '{"Network":"x"}', code: 'INVALID_CONFIG', events: [] },
     {
       name: 'the backend',
-      config: '{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}',
+      config: '{"Network":"10.42.0.0/16","Backend":{"Type":"ipsec"}}',
       code: 'UNSUPPORTED',
       events: [],
     },

@@ -1,0 +1,243 @@
+/**
+ * What the kernel must know to carry packets by itself: device, addresses, and one path a prefix (a route, for vxlan
+ * with its neighbour and FDB entry), gathered into one part of the host's {@link Guard}, which makes it so and keeps
+ * it so.
+ *
+ * What an earlier run left for other prefixes stays until {@link KernelPaths.complete}: a restart loses no packet.
+ */
+import type { Logger } from '../../dataplane/logger.js';
+import { messageOf, PodwireError } from '../../errors.js';
+import type { DesiredFdbEntry, DesiredHost, DesiredNeighbour, DesiredRoute } from '../../host/desired.js';
+import { routeKey } from '../../host/differences.js';
+import { ipBatch, type Runner } from '../../host/exec.js';
+import type { Guard } from '../../host/guard.js';
+import type { Reconciliation } from '../../host/reconcile.js';
+import { describeRoute, type KernelRoute, listRoutes, ROUTE_PROTOCOL, routeSelector } from '../../host/routes.js';
+import type { Family, Prefix } from '../../net/prefix.js';
+
+/** How one prefix is reached. */
+export interface KernelPath {
+  readonly route: DesiredRoute;
+  readonly neighbour?: DesiredNeighbour;
+  readonly fdb?: DesiredFdbEntry;
+}
+
+/** What must be there whatever the peers are. */
+export type KernelBase = Pick<DesiredHost, 'links' | 'addresses' | 'routes' | 'exclusive'>;
+
+export interface KernelPathsOptions {
+  readonly runner: Runner;
+  readonly logger: Logger;
+  readonly guard: Guard;
+  /** Name of the guard's part. */
+  readonly part: string;
+  /** The pod networks: nothing outside them is ever touched. */
+  readonly networks: readonly Prefix[];
+  /** Foreign routes on this device with the number of a plain `ip route add`, as flanneld's, may be overwritten. */
+  readonly underlay: string;
+  /** Devices of living agents, whose routes are theirs. */
+  readonly foreignDevices: ReadonlySet<string>;
+  /** Hears why a prefix could not be programmed, and with undefined that it now is. */
+  readonly onFault?: (prefix: Prefix, reason: string | undefined) => void;
+  /** Turns the kernel's words into the operator's. */
+  readonly explain?: (path: KernelPath, reason: string) => string;
+  readonly onDeviceMade?: () => Promise<void>;
+  /** Called before the kernel is told of changes, and when it refused some; may set paths. */
+  readonly prepare?: () => Promise<void>;
+}
+
+/** The number of a plain `ip route add`. */
+const PROTO_BOOT = '3';
+/** How many diverting routes are named one by one. */
+const NAMED = 4;
+
+interface Entry {
+  readonly prefix: Prefix;
+  readonly path: KernelPath;
+  readonly text: string;
+}
+
+export class KernelPaths {
+  readonly #options: KernelPathsOptions;
+  readonly #families: readonly Family[];
+  readonly #entries = new Map<string, Entry>();
+  /** Faults by prefix text. */
+  readonly #faults = new Map<string, string>();
+  #base: KernelBase | undefined;
+  /** Why the device or its addresses could not be set, from the latest comparison. */
+  #baseFault: string | undefined;
+  #isComplete = false;
+  #isCleared = false;
+  #isAsked = false;
+  #running: Promise<void> | undefined;
+  #closed = false;
+
+  constructor(options: KernelPathsOptions) {
+    this.#options = options;
+    this.#families = [...new Set(options.networks.map(({ family }) => family))];
+  }
+
+  get size(): number {
+    return this.#entries.size;
+  }
+
+  /**
+   * Sets device and addresses; from the first call on the kernel is programmed. Resolves when it is.
+   *
+   * @throws {PodwireError} `COMMAND_FAILED` when the device or its addresses are refused.
+   */
+  async setBase(base: KernelBase): Promise<void> {
+    this.#base = base;
+    this.#baseFault = undefined;
+    await this.settle();
+    if (this.#baseFault !== undefined) throw new PodwireError('COMMAND_FAILED', this.#baseFault);
+  }
+
+  /** True when that changed anything. */
+  set(prefix: Prefix, path: KernelPath): boolean {
+    const key = prefix.toString();
+    const text = JSON.stringify(path);
+    if (this.#entries.get(key)?.text === text) return false;
+    this.#entries.set(key, { prefix, path, text });
+    this.#schedule();
+    return true;
+  }
+
+  /** False when there was no such path. */
+  delete(prefix: Prefix): boolean {
+    const key = prefix.toString();
+    if (!this.#entries.delete(key)) return false;
+    this.#faults.delete(key);
+    this.#schedule();
+    return true;
+  }
+
+  /** Every path has been set: what is there for other prefixes is left over and goes. */
+  complete(): void {
+    if (this.#isComplete) return;
+    this.#isComplete = true;
+    this.#schedule();
+  }
+
+  /** Resolves when everything set so far has been programmed or is a known fault; never rejects. */
+  async settle(): Promise<void> {
+    this.#schedule();
+    await this.#running;
+  }
+
+  /** The kernel keeps what it has. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#running;
+    await this.#options.guard.drop(this.#options.part);
+  }
+
+  /** Everything that is asked for while the guard is being told is in the next telling. */
+  #schedule(): void {
+    if (this.#closed || this.#base === undefined) return;
+    this.#isAsked = true;
+    this.#running ??= this.#run().finally(() => (this.#running = undefined));
+  }
+
+  async #run(): Promise<void> {
+    while (this.#isAsked && !this.#closed) {
+      // One turn of the event loop gathers a snapshot's leases.
+      await new Promise((resolve) => setImmediate(resolve));
+      await this.#options.prepare?.().catch((error: unknown) => {
+        this.#options.logger.warn({}, `cannot tell which hosts are on the underlay's own link: ${messageOf(error)}`);
+      });
+      this.#isAsked = false;
+      const { guard, part } = this.#options;
+      await guard.keep(part, this.#desired(), (result) => void this.#onPass(result));
+      if (this.#isComplete && !this.#isCleared) {
+        this.#isCleared = true;
+        await this.#clearForeign().catch((error: unknown) => this.#options.logger.warn({}, messageOf(error)));
+      }
+    }
+  }
+
+  #desired(): DesiredHost {
+    const { networks, underlay, foreignDevices } = this.#options;
+    const base = this.#base ?? {};
+    const paths = [...this.#entries.values()].map(({ path }) => path);
+    const exclusive = base.exclusive ?? [];
+    const isComplete = this.#isComplete;
+    const isInside = ({ destination }: KernelRoute): boolean =>
+      networks.some((network) => network.contains(destination));
+    return {
+      families: this.#families,
+      ...base,
+      // Until all leases are known, what stands for other prefixes is let be.
+      exclusive: isComplete ? exclusive : [],
+      routes: [...(base.routes ?? []), ...paths.map(({ route }) => route)],
+      neighbours: paths.flatMap(({ neighbour }) => (neighbour === undefined ? [] : [neighbour])),
+      fdb: paths.flatMap(({ fdb }) => (fdb === undefined ? [] : [fdb])),
+      ownsRoute: (route) => isComplete && isInside(route) && !foreignDevices.has(route.device),
+      mayDisplace: (route) =>
+        exclusive.includes(route.device) ||
+        (route.device === underlay && route.protocol === PROTO_BOOT) ||
+        (route.protocol === String(ROUTE_PROTOCOL) && !foreignDevices.has(route.device)),
+    };
+  }
+
+  async #onPass({ made, failed }: Reconciliation): Promise<void> {
+    const reasons = new Map(failed.map(({ change, reason }) => [change.key, reason]));
+    const isBase = ({ kind, key }: { kind: string; key: string }): boolean =>
+      kind === 'link' || kind === 'address' || (this.#base?.routes ?? []).some((route) => key === keyOf(route));
+    this.#baseFault = failed.find(({ change }) => isBase(change))?.reason;
+    for (const [text, { prefix, path }] of this.#entries) {
+      const key = keysOf(path).find((candidate) => reasons.has(candidate));
+      const found = key === undefined ? undefined : reasons.get(key);
+      const reason = found === undefined ? undefined : (this.#options.explain?.(path, found) ?? found);
+      if (this.#faults.get(text) === reason) continue;
+      if (reason === undefined) this.#faults.delete(text);
+      else this.#faults.set(text, reason);
+      this.#options.onFault?.(prefix, reason);
+    }
+    if (made.some(({ kind, action }) => kind === 'link' && action === 'add')) await this.#options.onDeviceMade?.();
+    // A next hop that was on the link may be behind a gateway now.
+    if (failed.length > 0 && this.#options.prepare !== undefined) await this.#options.prepare().catch(() => undefined);
+  }
+
+  /** flanneld's routes carry no number of their own: on a device that we took over they are known by the device. */
+  async #clearForeign(): Promise<void> {
+    const { runner, logger, networks, underlay } = this.#options;
+    const exclusive = this.#base?.exclusive ?? [];
+    const wanted = new Set([...this.#entries.values()].map(({ path }) => keyOf(path.route)));
+    const stale: KernelRoute[] = [];
+    const diverting: KernelRoute[] = [];
+    for (const family of this.#families) {
+      for (const route of await listRoutes(runner, family)) {
+        if (route.protocol !== PROTO_BOOT || !networks.some((network) => network.contains(route.destination))) continue;
+        if (exclusive.includes(route.device)) {
+          if (!wanted.has(keyOf(route))) stale.push(route);
+        } else if (!wanted.has(keyOf(route)) && route.device === underlay) diverting.push(route);
+      }
+    }
+    for (const route of stale) {
+      await ipBatch(runner, [`route del ${routeSelector(route)}`]).catch((error: unknown) => {
+        logger.warn({}, `${describeRoute(route)} was left by another agent and cannot be removed: ${messageOf(error)}`);
+      });
+    }
+    if (stale.length > 0) logger.info({ removed: stale.length }, 'removed routes that another agent left');
+    if (diverting.length > 0) {
+      const named = diverting.slice(0, NAMED).map(describeRoute).join(', ');
+      const more = diverting.length > NAMED ? ` and ${diverting.length - NAMED} more` : '';
+      logger.warn({}, `routes inside the pod network that are not ours are left alone: ${named}${more}`);
+    }
+  }
+}
+
+function keyOf(route: Pick<DesiredRoute, 'destination' | 'metric'>): string {
+  return `route ${routeKey(route)}`;
+}
+
+/** The keys that reconcile gives the changes of a path. */
+function keysOf({ route, neighbour, fdb }: KernelPath): string[] {
+  return [
+    keyOf(route),
+    `link ${route.device}`,
+    ...(neighbour === undefined ? [] : [`neighbour ${neighbour.address.toString()} dev ${neighbour.device}`]),
+    ...(fdb === undefined ? [] : [`fdb ${fdb.mac} dev ${fdb.device}`]),
+  ];
+}

@@ -1,0 +1,43 @@
+import { describe, expect } from 'vitest';
+import { backendContract } from '../contract/backends/contract.js';
+import { missing } from '../support/requires.js';
+
+const MAC: unknown = expect.stringMatching(/^([0-9a-f]{2}:){5}[0-9a-f]{2}$/);
+const vtep = { VNI: 1, VtepMAC: MAC };
+
+describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'ping'], files: ['dist/cli/main.js'] }))(
+  'backends in the kernel',
+  () => {
+    backendContract({
+      name: 'host-gw, dual stack',
+      backend: { Type: 'host-gw' },
+      stack: 'dual',
+      mtu: 1500,
+      lease: { BackendType: 'host-gw' },
+      survives: true,
+    });
+    backendContract({ name: 'alloc', backend: { Type: 'alloc' }, mtu: 1500, lease: {}, isolated: true });
+    backendContract({
+      name: 'vxlan by the kernel',
+      backend: { Type: 'vxlan', Mode: 'kernel' },
+      mtu: 1450,
+      lease: { BackendType: 'vxlan', BackendData: vtep },
+      survives: true,
+    });
+    backendContract({
+      name: 'vxlan by the kernel, dual stack',
+      backend: { Type: 'vxlan', Mode: 'kernel' },
+      stack: 'dual',
+      mtu: 1430,
+      lease: { BackendType: 'vxlan', BackendData: vtep, BackendV6Data: vtep },
+      survives: true,
+    });
+    backendContract({
+      name: 'vxlan by the kernel with DirectRouting',
+      backend: { Type: 'vxlan', Mode: 'kernel', DirectRouting: true },
+      mtu: 1450,
+      lease: { BackendType: 'vxlan', BackendData: vtep },
+      survives: true,
+    });
+  },
+);
