@@ -6,7 +6,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { messageOf, PodwireError } from '../errors.js';
+import { errnoOf, messageOf, PodwireError } from '../errors.js';
 import type { InterfaceChoice } from '../host/select-interface.js';
 import { parseDotenv } from '../host/subnet-env.js';
 import type { DataplaneOptions, FirewallOptions } from '../index.js';
@@ -92,17 +92,21 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
 }
 
 /**
- * {@link readAgentConfig} with the variables of `--environment-file` behind those of the environment.
+ * {@link readAgentConfig} with the variables of `--environment-file` behind those of the environment. A dash before
+ * its path means that it may be missing, as in a systemd unit.
  *
  * @throws {PodwireError} also `SYSTEM` when that file cannot be read.
  */
 export async function loadAgentConfig(given: FlagValues, environment: NodeJS.ProcessEnv): Promise<AgentConfig> {
-  const path = new FlagReader(given, environment).optional('environment-file');
-  if (path === undefined) return readAgentConfig(given, environment);
+  const named = new FlagReader(given, environment).optional('environment-file');
+  if (named === undefined) return readAgentConfig(given, environment);
+  const mayMiss = named.startsWith('-');
+  const path = mayMiss ? named.slice(1) : named;
   let text: string;
   try {
     text = await readFile(path, 'utf8');
   } catch (error) {
+    if (mayMiss && errnoOf(error) === 'ENOENT') return readAgentConfig(given, environment);
     throw new PodwireError('SYSTEM', `cannot read --environment-file ${path}: ${messageOf(error)}`, { cause: error });
   }
   const set = Object.entries(environment).filter(([, value]) => value !== '');

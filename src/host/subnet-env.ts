@@ -45,6 +45,15 @@ export function formatSubnetEnv(env: SubnetEnv): string {
  * @throws {PodwireError} `SYSTEM` with the errno; nothing is left beside the file.
  */
 export async function writeSubnetEnv(path: string, env: SubnetEnv): Promise<void> {
+  try {
+    await writeFileAtomically(path, formatSubnetEnv(env));
+  } catch (error) {
+    throw fileError('write', path, error);
+  }
+}
+
+/** As {@link writeSubnetEnv} for any text. @throws the system's error. */
+export async function writeFileAtomically(path: string, text: string): Promise<void> {
   const directory = dirname(path);
   const temporary = join(directory, `.subnet.env.${process.pid}.${randomBytes(4).toString('hex')}`);
   try {
@@ -52,7 +61,7 @@ export async function writeSubnetEnv(path: string, env: SubnetEnv): Promise<void
     const file = await open(temporary, 'wx', 0o644);
     try {
       await file.chmod(0o644);
-      await file.writeFile(formatSubnetEnv(env));
+      await file.writeFile(text);
       await file.sync();
     } finally {
       await file.close();
@@ -60,7 +69,7 @@ export async function writeSubnetEnv(path: string, env: SubnetEnv): Promise<void
     await rename(temporary, path);
   } catch (error) {
     await rm(temporary, { force: true }).catch(() => undefined);
-    throw fileError('write', path, error);
+    throw error;
   }
 }
 
