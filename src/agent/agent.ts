@@ -27,7 +27,7 @@ export interface AgentSurroundings {
 }
 
 /** How often the agent looks at itself when nobody asks. */
-const LOOK_MS = 5_000;
+const LOOK_MS = 2_000;
 
 export class Agent {
   readonly #surroundings: AgentSurroundings;
@@ -191,6 +191,7 @@ export class Agent {
   async #look(): Promise<void> {
     const overlay = this.#overlay;
     this.#manager.retry();
+    this.#health.live();
     if (overlay === undefined) return;
     const problem = problemsOf(await this.#health.ready());
     if (problem !== this.#problem) {

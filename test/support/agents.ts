@@ -78,17 +78,32 @@ export class AgentBed implements AsyncDisposable {
   }
 
   start(host: AgentHost, ...extra: readonly string[]): Process {
-    const agent = host.ns.spawn(process.execPath, [
-      cli,
-      'agent',
-      `--store=dir:${this.store}`,
-      '--iface=eth0',
-      `--subnet-file=${host.subnetFile}`,
-      `--state-dir=${host.state}`,
-      '--log-format=json',
-      '--workers=1',
-      ...extra,
-    ]);
+    return this.startIn(host, {}, ...extra);
+  }
+
+  /** With more variables in its environment, or run by another program that is given with its arguments. */
+  startIn(
+    host: AgentHost,
+    { environment = {}, wrapper = [] }: { environment?: NodeJS.ProcessEnv; wrapper?: readonly string[] },
+    ...extra: readonly string[]
+  ): Process {
+    const [command, ...rest] = [...wrapper, process.execPath] as [string, ...string[]];
+    const agent = host.ns.spawn(
+      command,
+      [
+        ...rest,
+        cli,
+        'agent',
+        `--store=dir:${this.store}`,
+        '--iface=eth0',
+        `--subnet-file=${host.subnetFile}`,
+        `--state-dir=${host.state}`,
+        '--log-format=json',
+        '--workers=1',
+        ...extra,
+      ],
+      { env: { ...process.env, ...environment } },
+    );
     this.#started.push(agent);
     return agent;
   }

@@ -163,10 +163,8 @@ class AgentProcess implements AsyncDisposable {
   }
 
   static async start(host: HostPlace, home: string, args: readonly string[]): Promise<AgentProcess> {
-    const files = [
-      ...['--subnet-file', join(home, 'subnet.env'), '--control-socket', join(home, 'agent.sock')],
-      ...['--state-dir', join(home, 'state')],
-    ];
+    const paths = { '--subnet-file': 'subnet.env', '--control-socket': 'agent.sock', '--state-dir': 'state' };
+    const files = Object.entries(paths).flatMap(([flag, name]) => [flag, join(home, name)]);
     const log = await open(join(home, 'agent.log'), 'a');
     try {
       const command = ['netns', 'exec', host.netns, process.execPath, CLI, 'agent', ...args, ...files];
