@@ -87,11 +87,12 @@ export class AgentBed implements AsyncDisposable {
     { environment = {}, wrapper = [] }: { environment?: NodeJS.ProcessEnv; wrapper?: readonly string[] },
     ...extra: readonly string[]
   ): Process {
-    const [command, ...rest] = [...wrapper, process.execPath] as [string, ...string[]];
+    const [command = process.execPath, ...rest] = wrapper;
     const agent = host.ns.spawn(
       command,
       [
         ...rest,
+        ...(wrapper.length === 0 ? [] : [process.execPath]),
         cli,
         'agent',
         `--store=dir:${this.store}`,
