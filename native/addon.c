@@ -158,7 +158,7 @@ static napi_value tun_queue_length(napi_env env, napi_callback_info info)
   return integer(env, pw_tun_set_queue_length(name, (unsigned)packets));
 }
 
-/* udpOpen(addressBytes, port, {receive, gro, reusePort, shareAfter, bufferBytes}) -> fd | -errno */
+/* udpOpen(addressBytes, port, {receive, gro, tos, reusePort, shareAfter, bufferBytes}) -> fd | -errno */
 static napi_value udp_open(napi_env env, napi_callback_info info)
 {
   ARGS(3)
@@ -175,6 +175,7 @@ static napi_value udp_open(napi_env env, napi_callback_info info)
   struct pw_socket_options o = {
       .receive = get_bool(env, property(env, argv[2], "receive")),
       .gro = get_bool(env, property(env, argv[2], "gro")),
+      .tos = get_bool(env, property(env, argv[2], "tos")),
       .reuse_port = get_bool(env, property(env, argv[2], "reusePort")),
       .share_after = get_bool(env, property(env, argv[2], "shareAfter")),
       .buffer_bytes = (unsigned)buffer,
@@ -343,6 +344,26 @@ static bool read_lanes(napi_env env, napi_value config, struct pw_config *c)
   return true;
 }
 
+/* vtep: absent without VXLAN, else what a frame for us begins with */
+static bool read_vxlan(napi_env env, napi_value config, struct pw_config *c)
+{
+  void *vtep;
+  size_t bytes;
+  int inner_mtu;
+  napi_valuetype type = napi_undefined;
+  napi_typeof(env, property(env, config, "vtep"), &type);
+  if (type == napi_undefined)
+    return true;
+  if (!get_bytes(env, property(env, config, "vtep"), &vtep, &bytes) ||
+      !property_int(env, config, "innerMtu", &inner_mtu))
+    return false;
+  c->vxlan = true;
+  c->inner_mtu = bytes == sizeof c->vtep && inner_mtu > 0 ? (unsigned)inner_mtu : 0; /* 0 is refused */
+  if (bytes == sizeof c->vtep)
+    memcpy(c->vtep, vtep, bytes);
+  return true;
+}
+
 /* engineCreate({tunFd, udpFd, wakeFd, icmp4Fd, icmp6Fd, sendFds, ... typed arrays}) -> {turn(timeoutMs), destroy()} | -errno */
 static napi_value engine_create(napi_env env, napi_callback_info info)
 {
@@ -357,7 +378,7 @@ static napi_value engine_create(napi_env env, napi_callback_info info)
       !property_int(env, o, "wakeFd", &c.wake_fd) || !property_int(env, o, "icmp4Fd", &c.icmp4_fd) ||
       !property_int(env, o, "icmp6Fd", &c.icmp6_fd) || !property_int(env, o, "virtioBytes", &virtio) ||
       !property_int(env, o, "udpSegments", &segments) || !property_int(env, o, "spin", &spin) ||
-      !property_int(env, o, "spinNs", &spin_ns) || !read_lanes(env, o, &c) ||
+      !property_int(env, o, "spinNs", &spin_ns) || !read_lanes(env, o, &c) || !read_vxlan(env, o, &c) ||
       !get_bytes(env, property(env, o, "meta"), &meta, &meta_bytes) ||
       !get_bytes(env, property(env, o, "counters"), &counters, &counter_bytes) ||
       !get_bytes(env, property(env, o, "peers"), &peers, &peer_bytes) ||
@@ -417,6 +438,7 @@ static const struct {
     CONSTANT(E_FLAGS) CONSTANT(E_HEADER) CONSTANT(E_HASH) CONSTANT(E_VERDICT) CONSTANT(E_SEGMENTS) CONSTANT(EF_TCP)
     CONSTANT(EF_UDP) CONSTANT(EF_BAD) CONSTANT(V_FRAGMENT) CONSTANT(I_OFFSET) CONSTANT(I_LENGTH) CONSTANT(I_SEGMENTS)
     CONSTANT(I_MESSAGE) CONSTANT(I_VERDICT) CONSTANT(I_BYTES) CONSTANT(I_FLAGS) CONSTANT(IF_TRUNCATED)
+    CONSTANT(NEXTHOP_ENCAP) CONSTANT(VXLAN_BYTES)
     CONSTANT(M_FAMILY) CONSTANT(M_WORD0) CONSTANT(M_PORT) CONSTANT(M_LENGTH) CONSTANT(R_OFFSET) CONSTANT(R_LENGTH)
     CONSTANT(R_L4_OFFSET) CONSTANT(R_FAMILY) CONSTANT(PEER_WORDS) CONSTANT(PEER_TX_DROPS)
     CONSTANT(PEER_RX_DROPS) CONSTANT(NEXTHOP_BYTES) CONSTANT(UDP_SLOT) CONSTANT(TUN_SLOT) CONSTANT(MAX_LANES)

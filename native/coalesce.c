@@ -1,12 +1,17 @@
 /*
- * From received datagrams to rows for TypeScript: every datagram is one inner packet (flannel's udp framing), and
- * neighbours of one TCP or UDP flow are put together into a run that goes to the TUN as one superpacket.
+ * From received datagrams to rows for TypeScript: every datagram is one inner packet (flannel's udp framing) or one
+ * VXLAN frame around it, and neighbours of one TCP or UDP flow are put together into a run that goes to the TUN as one
+ * superpacket.
  *
  * A packet joins a run only when segmenting the superpacket again gives the same packets: equal headers except length,
  * id, checksum, sequence and PSH; consecutive sequence; equal payload size, only the last may be shorter; PSH or a
  * short packet ends the run (the rules of the kernel's GRO, net/ipv4/tcp_offload.c). Without DF the ids must count up
  * (RFC 6864: with DF they carry no meaning). Both checksums are verified before the first join, because a superpacket
  * is written with NEEDS_CSUM and would hide corruption. UDP without a checksum is never joined.
+ *
+ * A kernel's vxlan device on a veth leaves the inner checksum, and the cutting of a TSO or USO superpacket, to a device
+ * that never comes (kernel-facts 9): such packets carry the pseudo header's sum, count as verified as far as that goes,
+ * and one above the MTU is a row of its own.
  */
 #include <errno.h>
 #include <string.h>
@@ -19,11 +24,13 @@
 #define UDP_RUN_SEGMENTS 64
 #define TCP_RUN_SEGMENTS 512 /* keeps the iovec list of one write well below UIO_MAXIOV */
 
-/* IPv4 header and L4 checksum as they arrived: both sums over themselves give all ones. */
-static bool checksums_hold(const uint8_t *p, const struct pw_ip *ip)
+/* IPv4 header and L4 checksum as they arrived: both sums over themselves give all ones, or the second is to be made. */
+static bool checksums_hold(const uint8_t *p, const struct pw_ip *ip, bool partial)
 {
   if (ip->family == 4 && pw_fold(pw_sum(p, ip->l4)) != 0xffff)
     return false;
+  if (partial)
+    return true;
   const unsigned l4_bytes = ip->length - ip->l4;
   return pw_fold(pw_pseudo_sum(p, ip) + htons((uint16_t)l4_bytes) + pw_sum(p + ip->l4, l4_bytes)) == 0xffff;
 }
@@ -71,7 +78,7 @@ static bool headers_agree(const uint8_t *a, const uint8_t *b, const struct pw_ip
 }
 
 static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, const struct pw_ip *ip, unsigned header,
-                     unsigned sender)
+                     unsigned sender, bool partial)
 {
   const struct pw_segment *last = &e->segment[f->last];
   const unsigned payload = ip->length - header;
@@ -87,11 +94,30 @@ static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, c
   if (f->tcp && pw_get32(p + ip->l4 + 4) != f->next_sequence)
     return false;
   if (!f->verified) {
-    if (!checksums_hold(before, &f->ip))
+    if (!checksums_hold(before, &f->ip, last->partial))
       return false;
     f->verified = true;
   }
-  return checksums_hold(p, ip);
+  return checksums_hold(p, ip, partial);
+}
+
+/*
+ * Segments of a superpacket that nobody cut, or 0 when the packet is one and is delivered as it is. TCP above the MTU is
+ * a superpacket and may be cut anywhere; UDP is one when UDP_GRO told its segments' size, which pw_vxlan_span then took
+ * as such. The packet's checksum is partial.
+ */
+static unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip, unsigned message,
+                                  unsigned *header)
+{
+  const bool tcp = ip->protocol == IPPROTO_TCP;
+  *header = ip->l4 + (tcp ? (p[ip->l4 + 12] >> 4) * 4u : 8u);
+  const unsigned gro = (uint32_t)e->c.meta[PW_MESSAGE_BASE + message * PW_ROW_WORDS + PW_M_GRO];
+  if (*header < ip->l4 + (tcp ? 20u : 8u) || *header >= ip->length || *header > PW_HEADER_MAX)
+    return 0;
+  if (tcp ? ip->length <= e->c.inner_mtu || *header >= e->c.inner_mtu : !gro || ip->length + e->encap_bytes <= gro)
+    return 0;
+  const unsigned gso = tcp ? e->c.inner_mtu - *header : gro;
+  return (ip->length - *header + gso - 1) / gso;
 }
 
 /*
@@ -105,12 +131,18 @@ static int take_packet(struct pw_engine *e, unsigned message, uint32_t offset, s
   const uint8_t *p = e->c.udp_arena + offset;
   struct pw_ip ip;
   const bool parsed = !(flags & PW_IF_TRUNCATED) && !pw_parse_ip(p, n, &ip);
-  const unsigned header = parsed ? joinable_header(e, p, &ip) : 0;
+  const bool partial = parsed && e->encap_bytes && pw_checksum_is_partial(p, &ip);
+  unsigned header = 0, whole = partial ? segments_of_whole(e, p, &ip, message, &header) : 0;
+  if (!whole)
+    header = parsed ? joinable_header(e, p, &ip) : 0;
   struct pw_flow *f = parsed ? &e->flow[pw_flow_hash(p, n, &ip) % PW_FLOW_SLOTS] : NULL;
   const unsigned index = e->segments++; /* index 0 is never used: 0 ends a list */
   struct pw_segment *s = &e->segment[index];
-  *s = (struct pw_segment){.offset = offset, .length = (uint16_t)(parsed ? ip.length : n), .header = (uint16_t)header};
-  if (f && f->row && header && may_join(e, f, p, &ip, header, e->message_sender[message])) {
+  *s = (struct pw_segment){.offset = offset,
+                           .length = (uint16_t)(parsed ? ip.length : n),
+                           .header = (uint8_t)header,
+                           .partial = partial};
+  if (f && f->row && header && !whole && may_join(e, f, p, &ip, header, e->message_sender[message], partial)) {
     const unsigned payload = ip.length - header;
     int32_t *r = pw_ingress_row(e, f->row - 1);
     e->segment[f->last].next = index;
@@ -129,16 +161,16 @@ static int take_packet(struct pw_engine *e, unsigned message, uint32_t offset, s
   int32_t *r = pw_ingress_row(e, e->ingress_rows++);
   r[PW_I_OFFSET] = (int32_t)offset;
   r[PW_I_LENGTH] = (int32_t)n;
-  r[PW_I_SEGMENTS] = 1;
+  r[PW_I_SEGMENTS] = whole ? (int32_t)whole : 1;
   r[PW_I_FIRST] = (int32_t)index;
   r[PW_I_MESSAGE] = (int32_t)message;
   r[PW_I_VERDICT] = 0;
   r[PW_I_BYTES] = s->length;
-  r[PW_I_FLAGS] = flags;
+  r[PW_I_FLAGS] = flags | (whole ? PW_IF_WHOLE : 0);
   if (!f)
     return 0;
   f->row = 0; /* later packets of this flow must not overtake this one */
-  if (header && !(ip.protocol == IPPROTO_TCP && (p[ip.l4 + 13] & TCP_PSH))) {
+  if (header && !whole && !(ip.protocol == IPPROTO_TCP && (p[ip.l4 + 13] & TCP_PSH))) {
     f->row = e->ingress_rows;
     f->last = index;
     f->ip = ip;
@@ -160,6 +192,7 @@ int pw_coalesce(struct pw_engine *e)
   e->segments = 1;
   e->ingress_rows = 0;
   memset(e->flow, 0, sizeof e->flow);
+  const unsigned least = e->encap_bytes + 20;
   for (; e->parse_message < e->messages; e->parse_message++, e->parse_offset = 0) {
     const unsigned m = e->parse_message;
     const int32_t *row = pw_message_row(e, m);
@@ -171,12 +204,17 @@ int pw_coalesce(struct pw_engine *e)
       continue;
     }
     while (e->parse_offset < length) {
-      const uint32_t n = length - e->parse_offset < gro ? length - e->parse_offset : gro;
-      if (n < 20)
+      uint32_t n = length - e->parse_offset < gro ? length - e->parse_offset : gro;
+      const uint32_t at = (uint32_t)(m * PW_UDP_SLOT) + e->parse_offset;
+      if (e->encap_bytes && n < length && !e->parse_offset && length >= least)
+        n = pw_vxlan_span(e->c.udp_arena + at, n, length);
+      if (n < least) {
         pw_count(e, PW_C_dropShort, 1);
-      else if (take_packet(e, m, (uint32_t)(m * PW_UDP_SLOT) + e->parse_offset, n,
-                           cut && e->parse_offset + n == length ? PW_IF_TRUNCATED : 0))
-        return (int)e->ingress_rows;
+      } else if (!e->encap_bytes || pw_vxlan_take(e, m, e->c.udp_arena + at)) {
+        if (take_packet(e, m, at + e->encap_bytes, n - e->encap_bytes,
+                        cut && e->parse_offset + n == length ? PW_IF_TRUNCATED : 0))
+          return (int)e->ingress_rows;
+      }
       e->parse_offset += n;
     }
   }

@@ -6,7 +6,7 @@
 #include "engine.h"
 
 /* Completes the L4 checksum of a single packet that the kernel left to the device (virtio NEEDS_CSUM). */
-static int complete_checksum(uint8_t *p, size_t n, const struct pw_virtio_header *h)
+int pw_complete_checksum(uint8_t *p, size_t n, const struct pw_virtio_header *h)
 {
   size_t start = h->csum_start, at = start + h->csum_offset;
   if (start >= n || at + 2 > n)
@@ -35,7 +35,7 @@ int pw_tun_accept(struct pw_engine *e, unsigned row, uint32_t offset, size_t n, 
   unsigned type = h ? h->gso_type & ~PW_GSO_ECN : PW_GSO_NONE;
   if (type == PW_GSO_NONE) {
     r[PW_E_LENGTH] = (int32_t)(n = ip.length); /* what follows is padding: it goes nowhere and is in no checksum */
-    if (h && (h->flags & PW_VIRTIO_NEEDS_CSUM) && complete_checksum(p, n, h)) {
+    if (h && (h->flags & PW_VIRTIO_NEEDS_CSUM) && pw_complete_checksum(p, n, h)) {
       r[PW_E_FLAGS] = PW_EF_BAD;
       return -EINVAL;
     }
@@ -73,7 +73,7 @@ int pw_egress_read(struct pw_engine *e)
   size_t at = 0;
   unsigned rows = 0;
   while (rows < most && e->c.tun_bytes - at >= PW_TUN_SLOT) {
-    uint32_t offset = (uint32_t)(at + PW_TUN_HEADROOM);
+    uint32_t offset = (uint32_t)(at + e->tun_headroom);
     uint8_t *p = e->c.tun_arena + offset;
     ssize_t n = read(e->c.tun_fd, p - virtio, 65536 + virtio);
     if (n < 0) {

@@ -22,6 +22,8 @@ static bool config_holds(const struct pw_config *c)
     return false;
   if (c->tun_bytes > INT32_MAX || c->udp_bytes > INT32_MAX || c->udp_segments > PW_MAX_SEGMENTS)
     return false;
+  if (c->vxlan && (c->inner_mtu < 68 || c->inner_mtu > PW_IP_MAX))
+    return false;
   return c->reply_arena && c->nexthops && c->nexthop_count && c->peers;
 }
 
@@ -33,6 +35,8 @@ int pw_engine_create(const struct pw_config *c, struct pw_engine **out)
   if (!e)
     return -ENOMEM;
   e->c = *c;
+  e->encap_bytes = c->vxlan ? PW_VXLAN_BYTES : 0;
+  e->tun_headroom = c->vxlan ? PW_TUN_HEADROOM_VXLAN : PW_TUN_HEADROOM;
   e->spin_score = -1;
   e->spin_waits = e->spin_backoff = PW_SPIN_WAITS_MIN;
   e->lane = calloc(c->send_count, sizeof *e->lane);

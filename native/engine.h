@@ -26,7 +26,8 @@
 #define PW_MAX_SEGMENTS 127     /* per UDP_SEGMENT send: UDP_MAX_SEGMENTS is 128 since Linux 6.9, 64 before */
 #define PW_IP_MAX 65535
 #define PW_TUN_HEADROOM 16      /* before each IP header in the TUN arena; the virtio header ends right before it */
-#define PW_TUN_SLOT (PW_TUN_HEADROOM + 65536 + 64)
+#define PW_TUN_HEADROOM_VXLAN 32 /* as much as the VXLAN header takes, which overwrites the virtio header */
+#define PW_TUN_SLOT (PW_TUN_HEADROOM_VXLAN + 65536 + 64)
 #define PW_UDP_SLOT (65536 + 1088) /* the odd gap keeps slots off the same cache sets (kernel-facts 10) */
 #define PW_SEGMENT_TABLE 4096
 #define PW_FLOW_SLOTS 64
@@ -62,6 +63,13 @@ uint32_t pw_flow_hash(const uint8_t *p, size_t n, const struct pw_ip *ip);
 /* Sum over addresses and protocol of the pseudo header, without the length (RFC 793, RFC 8200 8.1). */
 uint64_t pw_pseudo_sum(const uint8_t *p, const struct pw_ip *ip);
 
+/* Congestion marks of an IP header, RFC 3168 5. */
+#define PW_ECN_ECT1 1
+#define PW_ECN_ECT0 2
+#define PW_ECN_CE 3
+
+#define PW_VTEP_BYTES 14
+
 enum pw_spin { PW_SPIN_OFF, PW_SPIN_ADAPTIVE, PW_SPIN_ALWAYS };
 
 struct pw_config {
@@ -73,6 +81,9 @@ struct pw_config {
   bool tun_tcp, tun_udp; /* superpackets of that kind may be written to the TUN */
   unsigned udp_segments; /* most segments in one UDP_SEGMENT send, 0 or 1 = never */
   bool batch_calls;      /* sendmmsg/recvmmsg; false: one call per datagram and packet */
+  bool vxlan;            /* VXLAN frames in the datagrams; false: the bare inner packet (flannel's udp) */
+  uint8_t vtep[PW_VTEP_BYTES]; /* with vxlan: what a frame for us begins with, VXLAN header and our own MAC */
+  unsigned inner_mtu;    /* with vxlan: packets that a kernel left for a device to cut are cut to it */
   enum pw_spin spin;
   unsigned spin_ns;
   int32_t *meta;
@@ -93,6 +104,7 @@ struct pw_entry {
   uint16_t size;        /* bytes of every datagram but the last */
   uint16_t segments;
   bool closed;          /* a shorter datagram was added: nothing may follow */
+  uint8_t tos;          /* outer type of service or traffic class */
 };
 
 struct pw_lane {
@@ -101,7 +113,7 @@ struct pw_lane {
   struct pw_entry entry[PW_LANE_ENTRIES];
   union {
     struct cmsghdr align;
-    uint8_t bytes[CMSG_SPACE(sizeof(uint16_t))];
+    uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint16_t))]; /* type of service, UDP_SEGMENT */
   } control[PW_LANE_ENTRIES];
   struct iovec iov[PW_LANE_IOVS];
 };
@@ -110,7 +122,8 @@ struct pw_segment { /* one inner packet that arrived */
   uint32_t offset;  /* IP header in the UDP arena */
   uint32_t next;    /* segment table index, 0 = last */
   uint16_t length;  /* bytes by its IP header, or as received when that is nonsense */
-  uint16_t header;  /* bytes of IP and L4 header */
+  uint8_t header;   /* bytes of IP and L4 header, 0 when the packet joins nothing */
+  bool partial;     /* its L4 checksum is only the pseudo header's sum: left to the device (kernel-facts 9) */
 };
 
 struct pw_flow { /* the run that packets of one flow may still join */
@@ -127,6 +140,8 @@ struct pw_flow { /* the run that packets of one flow may still join */
 
 struct pw_engine {
   struct pw_config c;
+  unsigned encap_bytes;    /* in front of the inner packet, within the datagram */
+  unsigned tun_headroom;
   unsigned message_slots;
   unsigned messages;       /* valid rows of the message table */
   unsigned parse_message;  /* where parsing goes on when a table was full */
@@ -141,6 +156,7 @@ struct pw_engine {
   int spin_streak;         /* hits in a row at the highest score */
   unsigned header_used;
   uint16_t message_sender[PW_MAX_MESSAGES];
+  uint8_t message_tos[PW_MAX_MESSAGES];
   struct pw_flow flow[PW_FLOW_SLOTS];
   struct pw_segment segment[PW_SEGMENT_TABLE];
   struct mmsghdr receive[PW_MAX_MESSAGES];
@@ -148,7 +164,7 @@ struct pw_engine {
   struct sockaddr_in6 receive_from[PW_MAX_MESSAGES];
   union {
     struct cmsghdr align;
-    uint8_t bytes[CMSG_SPACE(sizeof(int))];
+    uint8_t bytes[2 * CMSG_SPACE(sizeof(int))]; /* UDP_GRO, type of service */
   } receive_control[PW_MAX_MESSAGES];
   uint8_t header_arena[PW_HEADER_ARENA];
   struct pw_lane *lane; /* send_count of them */
@@ -167,12 +183,14 @@ int pw_turn(struct pw_engine *e, int timeout_ms);
 /* egress.c */
 int pw_egress_read(struct pw_engine *e);
 void pw_egress_send(struct pw_engine *e);
+int pw_complete_checksum(uint8_t *p, size_t n, const struct pw_virtio_header *h);
 int pw_tun_accept(struct pw_engine *e, unsigned row, uint32_t offset, size_t n, const struct pw_virtio_header *h);
 /* segment.c */
 void pw_segment_row(struct pw_engine *e, unsigned row);
+unsigned pw_segment_to_tun(struct pw_engine *e, uint32_t host, const uint8_t *p, size_t n, unsigned header, unsigned gso);
 /* lane.c */
-void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *header, size_t header_bytes,
-                 const uint8_t *payload, size_t payload_bytes);
+void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, uint8_t tos, const uint8_t *header,
+                 size_t header_bytes, const uint8_t *payload, size_t payload_bytes);
 void pw_lane_flush(struct pw_engine *e, unsigned lane);
 void pw_lanes_flush(struct pw_engine *e);
 uint8_t *pw_header_room(struct pw_engine *e, size_t bytes);
@@ -180,8 +198,16 @@ uint8_t *pw_header_room(struct pw_engine *e, size_t bytes);
 void pw_ingress_arm(struct pw_engine *e, unsigned slot);
 int pw_ingress_receive(struct pw_engine *e);
 void pw_ingress_write(struct pw_engine *e);
+void pw_tun_deliver(struct pw_engine *e, struct iovec *iov, int count, uint32_t host, size_t bytes);
 /* coalesce.c */
 int pw_coalesce(struct pw_engine *e);
+/* vxlan.c */
+void pw_vxlan_put(const struct pw_engine *e, uint32_t row, uint8_t *at, bool v6);
+uint8_t pw_ecn_out(const uint8_t *p);
+bool pw_ecn_in(uint8_t *p, uint8_t outer_tos);
+bool pw_vxlan_take(struct pw_engine *e, unsigned message, uint8_t *frame);
+bool pw_checksum_is_partial(const uint8_t *p, const struct pw_ip *ip);
+uint32_t pw_vxlan_span(const uint8_t *frame, uint32_t size, uint32_t length);
 /* wait.c */
 int pw_wait(struct pw_engine *e, int timeout_ms);
 int64_t pw_now_ns(void);

@@ -31,6 +31,7 @@ int pw_tun_set_queue_length(const char *name, unsigned packets);
 struct pw_socket_options {
   bool receive;      /* bind for receiving: UDP_GRO, big receive buffer; else a send-only socket whose input is dropped */
   bool gro;
+  bool tos;          /* every message comes with its outer type of service or traffic class */
   bool reuse_port;   /* set SO_REUSEPORT before binding: later sockets of one group */
   bool share_after;  /* set SO_REUSEPORT after binding: the first socket, so that a second agent is refused */
   unsigned buffer_bytes;

@@ -44,6 +44,7 @@ static void describe_message(struct pw_engine *e, unsigned i, size_t length)
   }
   r[PW_M_PORT] = ntohs(from->sin6_port); /* the port lies at the same place in both families */
   r[PW_M_LENGTH] = (int32_t)length;
+  e->message_tos[i] = 0;
   struct msghdr *m = &e->receive[i].msg_hdr;
   for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
     int size;
@@ -51,6 +52,11 @@ static void describe_message(struct pw_engine *e, unsigned i, size_t length)
       memcpy(&size, CMSG_DATA(c), sizeof size);
       if (size > 0 && (size_t)size < length)
         r[PW_M_GRO] = size;
+    } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS && c->cmsg_len >= CMSG_LEN(1)) {
+      e->message_tos[i] = *CMSG_DATA(c);
+    } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS && c->cmsg_len >= CMSG_LEN(sizeof size)) {
+      memcpy(&size, CMSG_DATA(c), sizeof size);
+      e->message_tos[i] = (uint8_t)size;
     }
   }
   e->message_sender[i] = (uint16_t)i;
@@ -95,6 +101,7 @@ static void rearm_slots(struct pw_engine *e)
   e->messages = 0;
 }
 
+/* One packet or superpacket to the TUN; a refused single packet is counted, a refused superpacket is the caller's. */
 static bool tun_write(struct pw_engine *e, struct iovec *iov, int count, unsigned segments)
 {
   ssize_t n;
@@ -120,14 +127,64 @@ static void count_delivered(struct pw_engine *e, uint32_t host, double segments,
   }
 }
 
+/* One packet to the TUN, counted as delivered from host or as a drop. */
+void pw_tun_deliver(struct pw_engine *e, struct iovec *iov, int count, uint32_t host, size_t bytes)
+{
+  if (tun_write(e, iov, count, 1))
+    count_delivered(e, host, 1, (double)bytes);
+  else if (host && host < e->c.peer_count)
+    e->c.peers[(size_t)host * PW_PEER_WORDS + PW_PEER_RX_DROPS] += 1;
+}
+
+/* Virtio header of a TCP or UDP packet whose checksum is still to be made. */
+static struct pw_virtio_header unfinished(const struct pw_ip *ip)
+{
+  return (struct pw_virtio_header){
+      .flags = PW_VIRTIO_NEEDS_CSUM, .csum_start = ip->l4, .csum_offset = ip->protocol == IPPROTO_TCP ? 16 : 6};
+}
+
 static void write_single(struct pw_engine *e, const struct pw_segment *s, uint32_t host)
 {
   struct pw_virtio_header h = {0};
-  struct iovec iov[2] = {{&h, e->c.virtio_bytes}, {e->c.udp_arena + s->offset, s->length}};
-  if (tun_write(e, e->c.virtio_bytes ? iov : iov + 1, e->c.virtio_bytes ? 2 : 1, 1))
-    count_delivered(e, host, 1, s->length);
-  else if (host && host < e->c.peer_count)
-    e->c.peers[(size_t)host * PW_PEER_WORDS + PW_PEER_RX_DROPS] += 1;
+  uint8_t *p = e->c.udp_arena + s->offset;
+  struct pw_ip ip;
+  if (s->partial && !pw_parse_ip(p, s->length, &ip)) {
+    h = unfinished(&ip);
+    if (!e->c.virtio_bytes)
+      pw_complete_checksum(p, s->length, &h);
+  }
+  struct iovec iov[2] = {{&h, e->c.virtio_bytes}, {p, s->length}};
+  pw_tun_deliver(e, e->c.virtio_bytes ? iov : iov + 1, e->c.virtio_bytes ? 2 : 1, host, s->length);
+}
+
+/*
+ * A packet above the MTU that a kernel left for a device to cut (kernel-facts 9): as one superpacket where the TUN takes
+ * those, else in segments. UDP_GRO told the size of UDP's; TCP's may be any that fits.
+ */
+static void write_whole(struct pw_engine *e, const int32_t *r, uint32_t host)
+{
+  const struct pw_segment *s = &e->segment[r[PW_I_FIRST]];
+  uint8_t *p = e->c.udp_arena + s->offset;
+  struct pw_ip ip;
+  if (pw_parse_ip(p, s->length, &ip))
+    return;
+  const bool tcp = ip.protocol == IPPROTO_TCP;
+  const unsigned gso = tcp ? e->c.inner_mtu - s->header : (unsigned)pw_message_row(e, (unsigned)r[PW_I_MESSAGE])[PW_M_GRO];
+  if (tcp ? e->c.tun_tcp : e->c.tun_udp) {
+    struct pw_virtio_header h = unfinished(&ip);
+    h.gso_type = !tcp ? PW_GSO_UDP_L4 : ip.family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;
+    if (tcp && (p[ip.l4 + 13] & 0x80))
+      h.gso_type |= PW_GSO_ECN; /* CWR belongs to the first segment only */
+    h.header_length = s->header;
+    h.gso_size = (uint16_t)gso;
+    struct iovec iov[2] = {{&h, PW_VIRTIO_BYTES}, {p, s->length}};
+    if (tun_write(e, iov, 2, 2)) {
+      count_delivered(e, host, r[PW_I_SEGMENTS], s->length);
+      return;
+    }
+    pw_count(e, PW_C_fallbackTunGso, 1);
+  }
+  pw_segment_to_tun(e, host, p, s->length, s->header, gso);
 }
 
 /*
@@ -187,6 +244,10 @@ void pw_ingress_write(struct pw_engine *e)
       continue;
     const uint32_t host = (uint32_t)r[PW_I_VERDICT] - 1, count = (uint32_t)r[PW_I_SEGMENTS];
     pw_count(e, PW_C_ingressSuperpackets, 1);
+    if (r[PW_I_FLAGS] & PW_IF_WHOLE) {
+      write_whole(e, r, host);
+      continue;
+    }
     if (count > 1 && (r[PW_I_FLAGS] & (PW_IF_TCP | PW_IF_UDP))) {
       if (write_run(e, r, r[PW_I_FLAGS] & PW_IF_TCP)) {
         count_delivered(e, host, count, r[PW_I_BYTES]);

@@ -27,7 +27,7 @@ uint8_t *pw_header_room(struct pw_engine *e, size_t bytes)
   return room;
 }
 
-static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t row, size_t size)
+static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t row, uint8_t tos, size_t size)
 {
   const uint8_t *nexthop = e->c.nexthops + (size_t)row * PW_NEXTHOP_BYTES;
   uint16_t name_bytes;
@@ -40,16 +40,16 @@ static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t row, siz
   m->msg_control = NULL;
   m->msg_controllen = 0;
   m->msg_flags = 0;
-  l->entry[l->entries] = (struct pw_entry){.row = row, .size = (uint16_t)size};
+  l->entry[l->entries] = (struct pw_entry){.row = row, .size = (uint16_t)size, .tos = tos};
   l->entries++;
 }
 
 /*
- * Adds the datagram header + payload for next hop `row`. Both ranges must stay as they are until the lane is flushed;
- * header may be empty.
+ * Adds the datagram header + payload for next hop `row`, with this outer type of service. Both ranges must stay as they
+ * are until the lane is flushed; header may be empty.
  */
-void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *header, size_t header_bytes,
-                 const uint8_t *payload, size_t payload_bytes)
+void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, uint8_t tos, const uint8_t *header,
+                 size_t header_bytes, const uint8_t *payload, size_t payload_bytes)
 {
   struct pw_lane *l = &e->lane[lane];
   const size_t size = header_bytes + payload_bytes;
@@ -58,11 +58,11 @@ void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t
   if (l->iovs + 2 > PW_LANE_IOVS)
     pw_lane_flush(e, lane);
   struct pw_entry *t = l->entries ? &l->entry[l->entries - 1] : NULL;
-  if (!t || t->row != row || t->closed || size > t->size || t->segments >= e->c.udp_segments ||
+  if (!t || t->row != row || t->tos != tos || t->closed || size > t->size || t->segments >= e->c.udp_segments ||
       t->bytes + size > ENTRY_BYTES) {
     if (l->entries == PW_LANE_ENTRIES)
       pw_lane_flush(e, lane);
-    open_entry(e, l, row, size);
+    open_entry(e, l, row, tos, size);
     t = &l->entry[l->entries - 1];
   }
   struct msghdr *m = &l->message[l->entries - 1].msg_hdr;
@@ -79,20 +79,35 @@ void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t
   t->closed = size < t->size;
 }
 
-static void attach_segment_size(struct pw_lane *l, unsigned i)
+/* Control messages of entry i: its type of service when there is one, then UDP_SEGMENT when it is to be cut. */
+static void attach_control(struct pw_lane *l, unsigned i, bool cut)
 {
   struct msghdr *m = &l->message[i].msg_hdr;
-  m->msg_control = l->control[i].bytes;
-  m->msg_controllen = sizeof l->control[i].bytes;
-  struct cmsghdr *c = CMSG_FIRSTHDR(m);
-  c->cmsg_level = SOL_UDP;
-  c->cmsg_type = UDP_SEGMENT;
-  c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
-  memcpy(CMSG_DATA(c), &l->entry[i].size, sizeof(uint16_t));
+  struct cmsghdr *c = &l->control[i].align;
+  m->msg_control = c;
+  m->msg_controllen = 0;
+  if (l->entry[i].tos) {
+    const int tos = l->entry[i].tos;
+    const bool v4 = m->msg_namelen == sizeof(struct sockaddr_in);
+    c->cmsg_level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
+    c->cmsg_type = v4 ? IP_TOS : IPV6_TCLASS;
+    c->cmsg_len = CMSG_LEN(sizeof tos);
+    memcpy(CMSG_DATA(c), &tos, sizeof tos);
+    m->msg_controllen = CMSG_SPACE(sizeof tos);
+    c = (struct cmsghdr *)(void *)(l->control[i].bytes + CMSG_SPACE(sizeof tos));
+  }
+  if (cut) {
+    c->cmsg_level = SOL_UDP;
+    c->cmsg_type = UDP_SEGMENT;
+    c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
+    memcpy(CMSG_DATA(c), &l->entry[i].size, sizeof(uint16_t));
+    m->msg_controllen += CMSG_SPACE(sizeof(uint16_t));
+  }
 }
 
 static void count_sent(struct pw_engine *e, const struct pw_entry *t, unsigned segments, double bytes)
 {
+  bytes -= (double)e->encap_bytes * segments;
   pw_count(e, PW_C_egressPackets, segments);
   pw_count(e, PW_C_egressBytes, bytes);
   if (t->row < e->c.peer_count) {
@@ -140,9 +155,8 @@ static void count_refused(struct pw_engine *e, uint32_t row, int error, unsigned
 static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned i)
 {
   const struct pw_entry *t = &l->entry[i];
+  attach_control(l, i, false);
   struct mmsghdr single = l->message[i];
-  single.msg_hdr.msg_control = NULL;
-  single.msg_hdr.msg_controllen = 0;
   struct iovec *iov = l->message[i].msg_hdr.msg_iov;
   const size_t total = l->message[i].msg_hdr.msg_iovlen;
   size_t at = 0;
@@ -179,8 +193,8 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane)
   if (!refused)
     e->udp_backoff_until = 0;
   for (unsigned i = 0; i < l->entries; i++) {
-    if (l->entry[i].segments > 1 && !refused)
-      attach_segment_size(l, i);
+    if (l->entry[i].tos || (l->entry[i].segments > 1 && !refused))
+      attach_control(l, i, l->entry[i].segments > 1 && !refused);
   }
   pw_count(e, PW_C_sendEntries, l->entries);
   unsigned i = 0;

@@ -47,7 +47,7 @@
 
 /* ---- ingress row: a run of inner packets of one flow, or a single inner packet ---------------------------------- */
 #define PW_I_OFFSET 0   /* byte offset of the first packet's IP header in the UDP arena */
-#define PW_I_LENGTH 1   /* bytes of the first packet as received (may be more than its IP length) */
+#define PW_I_LENGTH 1   /* bytes of the first packet as received, without VXLAN header (may be more than its IP length) */
 #define PW_I_SEGMENTS 2 /* inner packets in the run */
 #define PW_I_FIRST 3    /* C only: index of the first packet in the segment table */
 #define PW_I_MESSAGE 4  /* row of the message table it came in */
@@ -58,6 +58,7 @@
 #define PW_IF_TCP 1
 #define PW_IF_UDP 2
 #define PW_IF_TRUNCATED 4 /* the datagram did not fit its receive slot: bytes are missing */
+#define PW_IF_WHOLE 8     /* one packet above the MTU with a partial checksum: cut into PW_I_SEGMENTS on delivery */
 
 /* ---- message row: one received datagram, or the several that UDP_GRO put together ------------------------------- */
 #define PW_M_FAMILY 0  /* 4 or 6: the outer sender's address family (an IPv4-mapped IPv6 address counts as 4) */
@@ -106,6 +107,13 @@
   X(dropMalformed) \
   X(dropTruncated) \
   X(dropShort) \
+  X(dropVxlanFlags) \
+  X(dropVxlanVni) \
+  X(dropVxlanLoop) \
+  X(dropVxlanType) \
+  X(dropVxlanGroup) \
+  X(dropVxlanMac) \
+  X(dropEcnMark) \
   X(dropUnknownSender) \
   X(dropSpoofedSource) \
   X(dropNotLocal) \
@@ -130,5 +138,7 @@ enum pw_counter { PW_COUNTERS(PW_COUNTER_ENUM) PW_COUNTER_COUNT };
 /* ---- next-hop row of the FIB (src/fib/layout.ts), 64 bytes ------------------------------------------------------ */
 #define PW_NEXTHOP_BYTES 64
 #define PW_NEXTHOP_SOCKADDR_LENGTH 28 /* uint16: 16 or 28 */
+#define PW_NEXTHOP_ENCAP 42           /* what goes in front of an inner IPv4 packet: PW_VXLAN_BYTES, or nothing */
+#define PW_VXLAN_BYTES 22             /* VXLAN header (RFC 7348 5), inner destination and source MAC, EtherType */
 
 #endif

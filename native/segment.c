@@ -1,6 +1,7 @@
 /*
  * Cutting superpackets into segments and packets into fragments, without touching the payload: every segment is a
- * rebuilt header in the header arena and a slice of the TUN arena, which meet in an iovec.
+ * rebuilt header in the header arena and a slice of the TUN arena, which meet in an iovec. What the encapsulation puts in
+ * front (VXLAN header and inner Ethernet) lies right before the header, in the same piece of memory.
  * TCP: RFC 9293 header; the rules of a segmenting device are those of tcp_gso_segment() (net/ipv4/tcp_offload.c):
  * sequence advances, FIN and PSH only on the last, CWR only on the first (RFC 3168 6.1.2), IPv4 id counts up.
  */
@@ -11,6 +12,29 @@
 #define TCP_FIN 0x01
 #define TCP_PSH 0x08
 #define TCP_CWR 0x80
+
+/* Where segments go. */
+struct way {
+  unsigned lane;
+  uint32_t row;      /* next hop, or host id of the sender when to_tun */
+  unsigned prefix;   /* bytes right in front of every header that belong to the datagram */
+  uint8_t tos;       /* outer */
+  bool to_tun;       /* written to the TUN at once: a superpacket from the underlay that the TUN does not take */
+};
+
+/* A segment leaves: header with `prefix` bytes before it, then payload. */
+static void put_segment(struct pw_engine *e, const struct way *w, uint8_t *header, unsigned header_bytes,
+                        const uint8_t *payload, size_t payload_bytes)
+{
+  if (!w->to_tun) {
+    pw_lane_add(e, w->lane, w->row, w->tos, header - w->prefix, header_bytes + w->prefix, payload, payload_bytes);
+    return;
+  }
+  struct pw_virtio_header h = {0};
+  struct iovec iov[3] = {{&h, e->c.virtio_bytes}, {header, header_bytes}, {(void *)(uintptr_t)payload, payload_bytes}};
+  const bool plain = !e->c.virtio_bytes;
+  pw_tun_deliver(e, iov + plain, 3 - plain, w->row, header_bytes + payload_bytes);
+}
 
 /* Later fragments carry only the options whose copied bit is set (RFC 791 3.1); the others become no-operations. */
 static void clear_uncopied_options(uint8_t *header, unsigned bytes)
@@ -33,22 +57,22 @@ static void clear_uncopied_options(uint8_t *header, unsigned bytes)
  * One packet of header_bytes + payload_bytes as IPv4 fragments of at most mtu bytes. ip_bytes of the header are IP,
  * the rest L4, which travels in the first fragment.
  */
-static void add_fragments(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *header, unsigned header_bytes,
+static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *header, unsigned header_bytes,
                           unsigned ip_bytes, const uint8_t *payload, size_t payload_bytes, unsigned mtu)
 {
   if (header_bytes + payload_bytes <= mtu) { /* a superpacket's last segment may fit */
-    pw_lane_add(e, lane, row, header, header_bytes, payload, payload_bytes);
+    put_segment(e, w, header, header_bytes, payload, payload_bytes);
     return;
   }
   if (mtu < ip_bytes + 8 + (header_bytes - ip_bytes)) {
     pw_count(e, PW_C_dropTooBig, 1);
-    if (row < e->c.peer_count)
-      e->c.peers[(size_t)row * PW_PEER_WORDS + PW_PEER_TX_DROPS] += 1;
+    if (w->row < e->c.peer_count)
+      e->c.peers[(size_t)w->row * PW_PEER_WORDS + PW_PEER_TX_DROPS] += 1;
     return;
   }
-  uint8_t original[PW_HEADER_MAX + 1]; /* the header may lie in the arena that making room can empty */
-  memcpy(original, header, header_bytes);
-  header = original;
+  uint8_t original[PW_VXLAN_BYTES + PW_HEADER_MAX + 1]; /* the header may lie in the arena that making room can empty */
+  memcpy(original, header - w->prefix, w->prefix + header_bytes);
+  header = original + w->prefix;
   const unsigned first = pw_get16(header + 6) & 0x1fff; /* a fragment may be cut again */
   const bool more_follow = pw_get16(header + 6) & 0x2000;
   unsigned position = 0, l4 = header_bytes - ip_bytes;
@@ -58,15 +82,15 @@ static void add_fragments(struct pw_engine *e, unsigned lane, uint32_t row, cons
     bool last = slice >= payload_bytes;
     if (last)
       slice = payload_bytes;
-    uint8_t *h = pw_header_room(e, ip_bytes + l4);
-    memcpy(h, header, ip_bytes + l4);
+    uint8_t *h = pw_header_room(e, w->prefix + ip_bytes + l4) + w->prefix;
+    memcpy(h - w->prefix, original, w->prefix + ip_bytes + l4);
     if (position)
       clear_uncopied_options(h, ip_bytes);
     pw_put16(h + 2, (unsigned)(ip_bytes + l4 + slice));
     pw_put16(h + 6, (last && !more_follow ? 0 : 0x2000) | ((first + position / 8) & 0x1fff));
     pw_put16(h + 10, 0);
     pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip_bytes)));
-    pw_lane_add(e, lane, row, h, ip_bytes + l4, payload, slice);
+    put_segment(e, w, h, ip_bytes + l4, payload, slice);
     pw_count(e, PW_C_fragmentsSent, 1);
     position += (unsigned)(l4 + slice);
     payload += slice;
@@ -75,8 +99,8 @@ static void add_fragments(struct pw_engine *e, unsigned lane, uint32_t row, cons
   } while (payload_bytes);
 }
 
-static void segment_superpacket(struct pw_engine *e, unsigned lane, uint32_t row, const uint8_t *p, size_t n,
-                                unsigned header, unsigned gso, bool tcp, unsigned fragment_mtu)
+static void segment_superpacket(struct pw_engine *e, const struct way *w, const uint8_t *p, size_t n, unsigned header,
+                                unsigned gso, bool tcp, unsigned fragment_mtu)
 {
   struct pw_ip ip;
   if (pw_parse_ip(p, n, &ip))
@@ -85,8 +109,9 @@ static void segment_superpacket(struct pw_engine *e, unsigned lane, uint32_t row
   const unsigned l4 = ip.l4, l4_bytes = header - l4;
   const unsigned sum_at = l4 + (tcp ? 16 : 6);
   /* what is equal in all segments is summed once: the header with the words that differ set to zero */
-  uint8_t base[PW_HEADER_MAX + 1];
-  memcpy(base, p, header);
+  uint8_t whole[PW_VXLAN_BYTES + PW_HEADER_MAX + 1], tun_header[PW_HEADER_MAX + 1];
+  uint8_t *base = whole + w->prefix;
+  memcpy(whole, p - w->prefix, w->prefix + header);
   uint32_t sequence = 0;
   uint8_t flags = 0;
   unsigned id = 0;
@@ -109,8 +134,8 @@ static void segment_superpacket(struct pw_engine *e, unsigned lane, uint32_t row
   for (size_t at = header; at < n; at += gso) {
     const size_t slice = n - at < gso ? n - at : gso;
     const bool first = at == header, last = at + slice == n;
-    uint8_t *h = pw_header_room(e, header);
-    memcpy(h, base, header);
+    uint8_t *h = w->to_tun ? tun_header : pw_header_room(e, w->prefix + header) + w->prefix;
+    memcpy(h - w->prefix, whole, w->prefix + header);
     const unsigned l4_length = (unsigned)(l4_bytes + slice);
     if (v4) {
       const unsigned length = l4 + l4_length;
@@ -140,10 +165,24 @@ static void segment_superpacket(struct pw_engine *e, unsigned lane, uint32_t row
     uint16_t check = (uint16_t)~pw_fold(sum);
     pw_put_sum(h + sum_at, check || tcp ? check : 0xffff);
     if (fragment_mtu)
-      add_fragments(e, lane, row, h, header, l4, p + at, slice, fragment_mtu);
+      add_fragments(e, w, h, header, l4, p + at, slice, fragment_mtu);
     else
-      pw_lane_add(e, lane, row, h, header, p + at, slice);
+      put_segment(e, w, h, header, p + at, slice);
   }
+}
+
+/*
+ * Writes the superpacket of n bytes to the TUN one segment at a time, each with its checksum made; counts what is
+ * delivered from host. p is a TCP or UDP packet whose headers are `header` bytes. Returns the segments.
+ */
+unsigned pw_segment_to_tun(struct pw_engine *e, uint32_t host, const uint8_t *p, size_t n, unsigned header, unsigned gso)
+{
+  struct pw_ip ip;
+  const struct way w = {.row = host, .to_tun = true};
+  if (pw_parse_ip(p, n, &ip) || header >= n || header > PW_HEADER_MAX || !gso)
+    return 0;
+  segment_superpacket(e, &w, p, n, header, gso, ip.protocol == IPPROTO_TCP, 0);
+  return (unsigned)((n - header + gso - 1) / gso);
 }
 
 /* Carries out the verdict of one egress row. */
@@ -155,14 +194,18 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
   const uint32_t offset = (uint32_t)r[PW_E_OFFSET], length = (uint32_t)r[PW_E_LENGTH];
   if (row <= 2 || row >= e->c.nexthop_count || (r[PW_E_FLAGS] & PW_EF_BAD))
     return;
-  if (offset > e->c.tun_bytes || length > e->c.tun_bytes - offset || length < 20)
+  if (offset > e->c.tun_bytes || length > e->c.tun_bytes - offset || length < 20 || offset < e->encap_bytes)
     return;
-  const uint8_t *p = e->c.tun_arena + offset;
-  const unsigned lane = (uint32_t)r[PW_E_HASH] % e->c.send_count;
+  uint8_t *p = e->c.tun_arena + offset;
+  struct way w = {.lane = (uint32_t)r[PW_E_HASH] % e->c.send_count, .row = row, .prefix = e->encap_bytes};
+  if (w.prefix) {
+    w.tos = pw_ecn_out(p);
+    pw_vxlan_put(e, row, p - w.prefix, p[0] >> 4 == 6); /* into the headroom, whose virtio header is used up */
+  }
   const unsigned mtu = verdict & PW_V_FRAGMENT ? (uint32_t)r[PW_E_SEGMENTS] : 0;
   if (r[PW_E_GSO]) {
-    segment_superpacket(e, lane, row, p, length, (unsigned)r[PW_E_HEADER], (unsigned)r[PW_E_GSO],
-                        r[PW_E_FLAGS] & PW_EF_TCP, mtu);
+    segment_superpacket(e, &w, p, length, (unsigned)r[PW_E_HEADER], (unsigned)r[PW_E_GSO], r[PW_E_FLAGS] & PW_EF_TCP,
+                        mtu);
   } else if (mtu) {
     struct pw_ip ip;
     if (pw_parse_ip(p, length, &ip) || ip.family != 4) {
@@ -170,9 +213,9 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
       return;
     }
     /* without the padding that may follow: in a fragment it would become payload */
-    add_fragments(e, lane, row, p, ip.l4, ip.l4, p + ip.l4, ip.length - ip.l4, mtu);
+    add_fragments(e, &w, p, ip.l4, ip.l4, p + ip.l4, ip.length - ip.l4, mtu);
   } else {
-    pw_lane_add(e, lane, row, NULL, 0, p, length);
+    pw_lane_add(e, w.lane, row, w.tos, NULL, 0, p - w.prefix, length + w.prefix);
   }
   pw_count(e, PW_C_egressSuperpackets, 1);
 }

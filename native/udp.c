@@ -51,6 +51,8 @@ int pw_udp_open(const struct sockaddr *address, socklen_t bytes, const struct pw
   }
   if (o->reuse_port && set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
     goto fail;
+  if (o->tos && (v6 ? set_int(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1) : set_int(fd, IPPROTO_IP, IP_RECVTOS, 1)) < 0)
+    goto fail;
   set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, o->buffer_bytes);
   if (o->receive) {
     set_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, o->buffer_bytes);

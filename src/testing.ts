@@ -18,8 +18,8 @@ export { packet, reassemble, superpacket, withPartialChecksum } from './testing/
 export type { PacketFields } from './testing/packets.js';
 export { packetPortContract } from './testing/port-contract.js';
 export type { ContractCase } from './testing/port-contract.js';
-export { LEASES, LINK_PORT, openMemoryLink, until } from './testing/port-link.js';
-export type { LinkEnd, OpenLink, PortLink } from './testing/port-link.js';
+export { LEASES, LINK_FORMATS, LINK_PORT, openMemoryLink, until } from './testing/port-link.js';
+export type { LinkEnd, LinkFormat, OpenLink, PortLink } from './testing/port-link.js';
 export { ManualClock } from './control/clock.js';
 export type { Clock } from './control/clock.js';
 export { memoryStore, MemoryStoreServer } from './control/stores/memory.js';

@@ -127,6 +127,7 @@ export class Dataplane implements AsyncDisposable {
     const activity = new PeerActivity(batches, memory.rowCapacity);
     const fib = new Fib(memory, {
       underlayMtu: resolved.mtu.underlay,
+      encapsulation: resolved.encapsulation,
       onNextHopAdded: (index) => {
         for (const { peers } of batches) clearTransmitCounts(peers, index);
       },

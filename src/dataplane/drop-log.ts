@@ -10,7 +10,7 @@ const LOOK_EVERY_MS = 1000;
 const LINE_EVERY_MS = 60_000;
 
 /** Not worth a line: the kernel itself emits such packets on every device. */
-const QUIET = new Set(['dropMulticast', 'dropShort']);
+const QUIET = new Set(['dropMulticast', 'dropShort', 'dropVxlanType', 'dropVxlanGroup']);
 
 const MEANINGS: Readonly<Record<string, string>> = { ...COUNTERS, ...KERNEL_DROPS };
 const WATCHED: readonly string[] = Object.keys(MEANINGS).filter(

@@ -172,6 +172,7 @@ function openReceiver(options: ResolvedOptions, gro: boolean, first: boolean): n
   const fd = addon().udpOpen(options.address.bytes, options.port, {
     receive: true,
     gro,
+    tos: options.encapsulation.carriesEcn,
     reusePort: many && !first,
     shareAfter: many && first,
     bufferBytes: BUFFER_BYTES,
@@ -184,6 +185,7 @@ function openSender(options: ResolvedOptions): number {
   const fd = addon().udpOpen(options.address.bytes, 0, {
     receive: false,
     gro: false,
+    tos: false,
     reusePort: false,
     shareAfter: false,
     bufferBytes: BUFFER_BYTES,
@@ -200,7 +202,7 @@ function bindError(options: ResolvedOptions, port: number, error: number): Podwi
         'PORT_IN_USE',
         error,
         'bind',
-        `${where} is in use: another agent runs on this host, or give another port in the network config's Backend`,
+        `${where} is in use: ${holderOf(options)}, or give another port in the network config's Backend`,
       );
     case 'EADDRNOTAVAIL':
       return systemError('INTERFACE', error, 'bind', `${where}: this host does not have that address`);
@@ -210,6 +212,13 @@ function bindError(options: ResolvedOptions, port: number, error: number): Podwi
     default:
       return systemError('SYSTEM', error, 'bind', `cannot bind ${where}`);
   }
+}
+
+/** Who most likely has the port, and how to find out. */
+function holderOf(options: ResolvedOptions): string {
+  return options.encapsulation.name === 'vxlan'
+    ? `a kernel vxlan device ('ip -d link show type vxlan') or another agent has it on this host`
+    : 'another agent runs on this host';
 }
 
 function openEvent(): number {

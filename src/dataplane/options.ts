@@ -1,10 +1,11 @@
 /** What {@link Dataplane.open} takes, checked at this border and nowhere behind it. */
 import { PodwireError } from '../errors.js';
-import type { Encapsulation } from '../encap/encapsulation.js';
-import { udpEncapsulation } from '../encap/udp.js';
+import type { Encapsulation, EncapsulationSpec } from '../encap/encapsulation.js';
+import { openEncapsulation } from '../encap/open.js';
 import type { SpinMode, TunRung, UdpRung } from '../io/ports.js';
 import type { OverlayMtu } from '../net/mtu.js';
 import { overlayMtu } from '../net/mtu.js';
+import type { MacAddress } from '../net/prefix.js';
 import { Address, Prefix } from '../net/prefix.js';
 import type { Logger } from './logger.js';
 import { silentLogger } from './logger.js';
@@ -16,13 +17,18 @@ import { SOURCE_CHECKS } from './policy.js';
 export interface DataplaneOptions {
   /** TUN name, or a pattern with `%d`; at most 15 characters; default `flannel%d`, as flanneld names it. */
   readonly device?: string;
-  /** Underlay address and UDP port to receive on and send from; port 8285 unless given. */
+  /** Underlay address and UDP port to receive on and send from; port 8285 (vxlan: 8472) unless given. */
   readonly bind: { readonly address: Address | string; readonly port?: number };
   /** Own leases: inner destinations that are delivered to the TUN, and sources that no peer may use. */
   readonly local: readonly (Prefix | string)[];
   /** Addresses of this host: packets from the underlay with such an inner source are dropped. */
   readonly ownAddresses?: readonly (Address | string)[];
-  readonly encapsulation?: 'udp';
+  /**
+   * `udp` (default): flannel's framing, the bare packet. `vxlan`: RFC 7348 as flannel's kernel device speaks it, `vni`
+   * from the network config, `vtepMac` this host's own, as in its lease; every next hop then has a `vtepMac` too.
+   */
+  readonly encapsulation?:
+    'udp' | { readonly type: 'vxlan'; readonly vni: number; readonly vtepMac: MacAddress | string };
   /** MTU of the underlay device in bytes, default 1500. */
   readonly underlayMtu?: number;
   /** Threads, each with a TUN queue and a UDP socket: 1 to 32; `auto` is one for every two processors, at most 4. */
@@ -124,8 +130,7 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
       `option bind.address is ${address.toString()}: give an address of this host's underlay interface`,
     );
   }
-  const encapsulation = udpEncapsulation;
-  oneOf('encapsulation', options.encapsulation, [encapsulation.name], encapsulation.name);
+  const encapsulation = openEncapsulation(encapsulationOf(options.encapsulation ?? 'udp'));
   const auto = Math.min(4, Math.max(1, Math.floor(processors / 2)));
   const workers = options.workers === 'auto' ? auto : whole('workers', options.workers, 1, MOST_WORKERS, auto);
   return {
@@ -135,7 +140,7 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     local: list('local', options.local, `['10.1.2.0/24']`).map((prefix) => Prefix.from(prefix)),
     ownAddresses: list('ownAddresses', options.ownAddresses ?? [], `['10.1.2.1']`).map((own) => Address.from(own)),
     encapsulation,
-    mtu: overlayMtu({ tunnel: 'udp', outerFamily: address.family, underlay: options.underlayMtu }),
+    mtu: overlayMtu({ tunnel: encapsulation.name, outerFamily: address.family, underlay: options.underlayMtu }),
     workers,
     sourceCheck: oneOf('sourceCheck', options.sourceCheck, SOURCE_CHECKS, 'lease'),
     fixedSourcePort: oneOf('sourcePort', options.sourcePort, ['flow', 'fixed'], 'flow') === 'fixed',
@@ -147,6 +152,17 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     maxRoutes: whole('maxRoutes', options.maxRoutes, 1, MOST_ROUTES, 20_000),
     logger: options.logger ?? silentLogger,
   };
+}
+
+function encapsulationOf(given: NonNullable<DataplaneOptions['encapsulation']>): EncapsulationSpec {
+  if (given === 'udp') return 'udp';
+  if (typeof given === 'object' && given !== null && (given as { type?: unknown }).type === 'vxlan') {
+    return { type: 'vxlan', vni: given.vni, vtepMac: String(given.vtepMac) };
+  }
+  throw new PodwireError(
+    'INVALID_ARGUMENT',
+    `option encapsulation is ${JSON.stringify(given)}: give 'udp' or { type: 'vxlan', vni: 1, vtepMac: '0e:12:34:56:78:9a' }`,
+  );
 }
 
 function tunRung(value: TunRung | 'auto' | undefined): TunRung {

@@ -140,6 +140,7 @@ export class Supervisor {
         batchCalls: capabilities.udp !== 'single',
         spin: this.#options.spin,
         spinNs: SPIN_NS,
+        encapsulation: { accepts: this.#options.encapsulation.accepts, innerMtu: this.#options.mtu.overlay },
         memory: slot.memory,
       },
     };

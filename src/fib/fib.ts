@@ -28,8 +28,8 @@ import {
   wordsView,
 } from './layout.js';
 import { FamilyLeaves } from './leaves.js';
-import type { Definition, NextHop, NextHopRow, ParsedNextHop } from './next-hops.js';
-import { NextHopTable, checkedMtu, parseNextHop } from './next-hops.js';
+import type { Definition, NextHop, NextHopRow, ParsedNextHop, RowEncapsulation } from './next-hops.js';
+import { NO_ENCAPSULATION, NextHopTable, checkedMtu, parseNextHop } from './next-hops.js';
 import { Reclaimer } from './reclaim.js';
 import { addressKey } from './senders.js';
 import { TrieSpace } from './trie.js';
@@ -66,6 +66,8 @@ export interface RouteTable {
 export interface FibOptions {
   /** Path MTU of a next hop about which nothing is known, in bytes of outer packet. Default 1500. */
   readonly underlayMtu?: number;
+  /** What is sent with the rows; by default any MAC is taken and no header is written. */
+  readonly encapsulation?: RowEncapsulation;
   /**
    * Called with a next hop's index before any reader can get it from a look-up, and after every reader has let go
    * of its previous meaning: the moment to clear what is counted under that index.
@@ -112,6 +114,7 @@ export class Fib implements RouteTable {
   readonly #heap: WordHeap;
   readonly #space: TrieSpace;
   readonly #nextHops: NextHopTable;
+  readonly #encapsulation: RowEncapsulation;
   readonly #leaves4: FamilyLeaves;
   readonly #leaves6: FamilyLeaves;
   #own = new Map<string, Own>();
@@ -125,8 +128,10 @@ export class Fib implements RouteTable {
     const words = wordsView(memory);
     this.#heap = new WordHeap(words, HEAP_START, memory.wordCount);
     this.#space = new TrieSpace(words, this.#heap, this.#reclaimer);
+    this.#encapsulation = options.encapsulation ?? NO_ENCAPSULATION;
     this.#nextHops = new NextHopTable(memory, this.#space, {
       underlayMtu: checkedMtu(options.underlayMtu ?? 1500),
+      encapsulation: this.#encapsulation,
       onNextHopAdded: options.onNextHopAdded,
       onHostAdded: options.onHostAdded,
     });
@@ -145,7 +150,7 @@ export class Fib implements RouteTable {
 
   set(prefix: Prefix | string, nextHop: NextHop): void {
     const where = Prefix.from(prefix);
-    const parsed = parseNextHop(nextHop);
+    const parsed = parseNextHop(nextHop, this.#encapsulation);
     const leaves = this.#leaves(where.family);
     const before = leaves.definition(leaves.find(where));
     if (before?.parsed.key === parsed.key) return;
@@ -167,7 +172,7 @@ export class Fib implements RouteTable {
     const rowKeys = new Set<string>();
     for (const [prefix, nextHop] of routes) {
       const where = Prefix.from(prefix);
-      wanted.set(`${addressKey(where.address)}/${where.length}`, [where, parseNextHop(nextHop)]);
+      wanted.set(`${addressKey(where.address)}/${where.length}`, [where, parseNextHop(nextHop, this.#encapsulation)]);
     }
     for (const [, parsed] of wanted.values()) rowKeys.add(parsed.rowKey);
     this.#checkRoutes(wanted.size);

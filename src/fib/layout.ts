@@ -23,7 +23,7 @@
  * | 30     | 2    | flags, 0                                                                     |
  * | 32     | 4    | host id                                                                      |
  * | 36     | 6    | VTEP MAC, zero when the encapsulation has none                               |
- * | 42     | 22   | zero                                                                         |
+ * | 42     | 22   | header in front of inner IPv4 packets, from the encapsulation; zero without  |
  *
  * A trie entry is one int32:
  *
@@ -67,6 +67,8 @@ export const ROW_SOCKADDR_LENGTH = 28;
 export const ROW_FLAGS = 30;
 export const ROW_HOST_ID = 32;
 export const ROW_MAC = 36;
+export const ROW_HEADER = 42;
+export const ROW_HEADER_BYTES = 22;
 
 export const ROOT_BITS = 16;
 export const ROOT_WORDS = 1 << ROOT_BITS;

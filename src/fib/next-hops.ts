@@ -12,6 +12,8 @@ import type { FibMemory } from './layout.js';
 import {
   FIRST_NEXT_HOP,
   ROW_BYTES,
+  ROW_HEADER,
+  ROW_HEADER_BYTES,
   ROW_HOST_ID,
   ROW_MAC,
   ROW_SOCKADDR,
@@ -28,13 +30,13 @@ import type { TrieSpace } from './trie.js';
 export interface NextHop {
   /** Underlay address of the host: its lease's PublicIP. Next hops with one address are one host. */
   readonly address: Address | string;
-  /** UDP port, default 8285. */
+  /** UDP port; default is the encapsulation's, 8285 for udp and 8472 for vxlan. */
   readonly port?: number;
   /** Further outer addresses that this host sends from. */
   readonly senders?: readonly (Address | string)[];
   /** Path MTU to start with, in bytes of outer packet; a later `setPathMtu` overrides it. */
   readonly mtu?: number;
-  /** Inner destination MAC, for encapsulations that carry Ethernet. */
+  /** Inner destination MAC, the VtepMAC of the peer's lease: needed with vxlan, refused with udp. */
   readonly vtepMac?: MacAddress | string;
 }
 
@@ -116,18 +118,33 @@ export function checkedMtu(mtu: number): number {
   );
 }
 
+/** What the table needs to know of a wire format; src/encap has them. */
+export interface RowEncapsulation {
+  readonly defaultPort: number;
+  /** @throws PodwireError for a MAC that the format cannot use, or lacks */
+  vtep(mac: MacAddress | string | undefined, whose: string): MacAddress | undefined;
+  /** At most ROW_HEADER_BYTES. */
+  header(inner: 4, vtepMac: MacAddress | undefined): Uint8Array;
+}
+
+/** Takes a MAC or none and puts nothing in front: for tables that no packet is sent by. */
+export const NO_ENCAPSULATION: RowEncapsulation = {
+  defaultPort: DEFAULT_PORT,
+  vtep: (mac) => (typeof mac === 'string' ? MacAddress.parse(mac) : mac),
+  header: () => new Uint8Array(0),
+};
+
 /** @throws PodwireError INVALID_ADDRESS or INVALID_ARGUMENT with the value that does not do. */
-export function parseNextHop(nextHop: NextHop): ParsedNextHop {
+export function parseNextHop(nextHop: NextHop, encapsulation: RowEncapsulation): ParsedNextHop {
   const address = usable('next hop', nextHop.address);
-  const port = nextHop.port ?? DEFAULT_PORT;
+  const port = nextHop.port ?? encapsulation.defaultPort;
   if (!Number.isInteger(port) || port < 1 || port > 65535) {
     throw new PodwireError(
       'INVALID_ARGUMENT',
       `next hop ${address.toString()} has port ${String(port)}: give a whole number from 1 to 65535`,
     );
   }
-  const mac = nextHop.vtepMac;
-  const vtepMac = typeof mac === 'string' ? MacAddress.parse(mac) : mac;
+  const vtepMac = encapsulation.vtep(nextHop.vtepMac, `next hop ${address.toString()}`);
   const mtu = nextHop.mtu === undefined ? undefined : checkedMtu(nextHop.mtu);
   const rowKey = `${addressKey(address)} ${port} ${vtepMac === undefined ? '' : vtepMac.toString()}`;
   let key = `${rowKey} ${mtu ?? ''}`;
@@ -192,6 +209,7 @@ class NumberPool {
 export interface NextHopOptions {
   /** Path MTU of hosts about which nothing is known, in bytes. */
   readonly underlayMtu: number;
+  readonly encapsulation: RowEncapsulation;
   /**
    * Called with a next hop's index before any reader can get it from a look-up, and after every reader has let go
    * of its previous meaning: the moment to clear what is counted under that index.
@@ -377,6 +395,7 @@ export class NextHopTable {
     view.setUint16(base + ROW_SOCKADDR_LENGTH, family === 4 ? 16 : 28, true);
     view.setUint32(base + ROW_HOST_ID, row.host.id, true);
     if (row.vtepMac !== undefined) this.#rows.set(row.vtepMac.bytes, base + ROW_MAC);
+    this.#rows.set(this.#options.encapsulation.header(4, row.vtepMac).subarray(0, ROW_HEADER_BYTES), base + ROW_HEADER);
     this.#hostId[row.index] = row.host.id;
     this.#pathMtu[row.index] = row.host.pathMtu;
   }

@@ -50,6 +50,10 @@ export const I_BYTES = 6;
 export const I_FLAGS = 7;
 export const IF_TRUNCATED = 4;
 
+/** Where a next-hop row has the header that stands in front of inner packets, and the most bytes that it may have. */
+export const NEXTHOP_ENCAP = 42;
+export const VXLAN_BYTES = 22;
+
 /** Message row: what one receive gave. */
 export const M_FAMILY = 0;
 export const M_WORD0 = 1;
@@ -64,7 +68,7 @@ export const R_FAMILY = 3;
 
 /** Bytes of a receive slot and of the least TUN arena. */
 export const UDP_SLOT = 66_624;
-export const TUN_SLOT = 65_616;
+export const TUN_SLOT = 65_632;
 /** One reply is at most an ICMPv6 error: 1280 bytes. */
 export const REPLY_SLOT = 1280;
 

@@ -45,6 +45,8 @@ export interface Datagram {
   readonly from: Endpoint;
   readonly to: Endpoint;
   readonly payload: Uint8Array;
+  /** The outer header's congestion mark, 0 to 3. */
+  readonly mark: number;
 }
 
 /**
@@ -172,7 +174,7 @@ export class MemoryNetwork {
    * Sends a datagram; the bytes are copied. Anybody may send from any address: a spoofed outer source is one call.
    * False when the sender's own device refuses it because of its size.
    */
-  send(from: Endpoint, to: Endpoint, payload: Uint8Array): boolean {
+  send(from: Endpoint, to: Endpoint, payload: Uint8Array, mark = 0): boolean {
     const bytes = outerBytes(to.address, payload.length);
     if (bytes > this.mtu) return false;
     const faults = this.#paths.get(pathKey(from.address, to.address)) ?? this.#everywhere;
@@ -185,10 +187,10 @@ export class MemoryNetwork {
       this.#stats.lost++;
       return true;
     }
-    this.#launch({ from, to, payload: this.#carried(payload, faults) }, faults);
+    this.#launch({ from, to, payload: this.#carried(payload, faults), mark }, faults);
     if (this.#happens(faults.duplication)) {
       this.#stats.duplicated++;
-      this.#launch({ from, to, payload: this.#carried(payload, faults) }, faults);
+      this.#launch({ from, to, payload: this.#carried(payload, faults), mark }, faults);
     }
     return true;
   }

@@ -4,6 +4,7 @@
  * difference between the two is a defect in one of them; both pass the same contract suite.
  */
 import { PodwireError } from '../errors.js';
+import { outerMark } from '../net/ecn.js';
 import { Address } from '../net/prefix.js';
 import type { Batch, BatchMemory } from './batch.js';
 import {
@@ -53,13 +54,16 @@ import {
   openBatch,
 } from './batch.js';
 import type { Datagram, Endpoint, MemoryNetwork } from './memory-network.js';
+import { finished, framed, takeMark } from './memory-frames.js';
 import { readNextHop } from './memory-network.js';
-import type { PacketPort } from './ports.js';
+import type { PacketPort, PortEncapsulation } from './ports.js';
 import type { Offload } from './segmentation.js';
 import {
   completeChecksum,
+  congestionMark,
   flowHash,
   fragment,
+  isPartial,
   parseHeaders,
   portsKey,
   segment,
@@ -90,9 +94,20 @@ export interface MemoryPortSpec {
   readonly counterNames: readonly string[];
   /** Packets from pods that may wait to be read; default 2000, as the TUN's queue. */
   readonly tunQueue?: number;
+  /** The wire format, and the MTU of the pods' device, to which a packet that a kernel left whole is cut; default udp. */
+  readonly encapsulation?: PortEncapsulation;
+  readonly innerMtu?: number;
   /** `false`: every received packet is a row of its own, as without TUN offloads. Default true. */
   readonly runs?: boolean;
 }
+
+/** flannel's udp: the datagram is the packet. */
+const BARE: PortEncapsulation = {
+  headerBytes: 0,
+  carriesEcn: false,
+  fault: (datagram) => (datagram.length < 20 ? 'dropShort' : undefined),
+};
+const DEFAULT_INNER_MTU = 1450;
 
 interface FromPod {
   readonly packet: Uint8Array;
@@ -112,6 +127,8 @@ export class MemoryPort implements PacketPort {
   readonly #names: readonly string[];
   readonly #tunQueue: number;
   readonly #joins: boolean;
+  readonly #encapsulation: PortEncapsulation;
+  readonly #innerMtu: number;
   readonly #unbind: () => void;
   readonly #fromPods: FromPod[] = [];
   readonly #received: Datagram[] = [];
@@ -135,6 +152,8 @@ export class MemoryPort implements PacketPort {
     this.#names = spec.counterNames;
     this.#tunQueue = spec.tunQueue ?? DEFAULT_TUN_QUEUE;
     this.#joins = spec.runs ?? true;
+    this.#encapsulation = spec.encapsulation ?? BARE;
+    this.#innerMtu = spec.innerMtu ?? DEFAULT_INNER_MTU;
     this.#unbind = spec.network.bind(this.endpoint, (datagram) => {
       if (this.#received.length >= spec.network.socketQueue) return false;
       this.#received.push(datagram);
@@ -282,7 +301,7 @@ export class MemoryPort implements PacketPort {
     for (const one of fragments) this.#sendOne(nextHop, hash, one);
   }
 
-  #sendOne(nextHop: number, hash: number, payload: Uint8Array): void {
+  #sendOne(nextHop: number, hash: number, packet: Uint8Array): void {
     this.#count('sendCalls', 1);
     this.#count('sendEntries', 1);
     const to = readNextHop(this.#nextHops, nextHop * NEXT_HOP_BYTES);
@@ -292,14 +311,16 @@ export class MemoryPort implements PacketPort {
       return;
     }
     const from = { address: this.endpoint.address, port: FIRST_SOURCE_PORT + (hash % SOURCE_PORTS) };
-    if (!this.#network.send(from, to, payload)) {
+    const datagram = framed(packet, this.#encapsulation.headerBytes, this.#nextHops, nextHop * NEXT_HOP_BYTES);
+    const mark = this.#encapsulation.carriesEcn ? outerMark(congestionMark(packet)) : 0;
+    if (!this.#network.send(from, to, datagram, mark)) {
       this.#count('dropSendTooBig', 1);
       this.#countPeerDrop(nextHop);
       return;
     }
     this.#count('egressPackets', 1);
-    this.#count('egressBytes', payload.length);
-    this.#countPeer(nextHop, 0, payload.length);
+    this.#count('egressBytes', packet.length);
+    this.#countPeer(nextHop, 0, packet.length);
   }
 
   /** Takes in one batch of datagrams: rows of messages, and of packets or runs of one flow. Returns the messages. */
@@ -313,17 +334,29 @@ export class MemoryPort implements PacketPort {
     while (messages < slots && this.#runs.length < MAX_INGRESS) {
       const datagram = this.#received.shift();
       if (datagram === undefined) break;
-      const { from, payload } = datagram;
-      const offset = messages * UDP_SLOT;
-      udp.set(payload, offset);
-      this.#describeMessage(MESSAGE_BASE + messages * ROW_WORDS, from, payload.length);
+      const { from } = datagram;
+      const slot = messages * UDP_SLOT;
+      udp.set(datagram.payload, slot);
+      this.#describeMessage(MESSAGE_BASE + messages * ROW_WORDS, from, datagram.payload.length);
       const message = messages++;
-      if (payload.length < 20) {
-        this.#count('dropShort', 1);
+      const fault = this.#encapsulation.fault(datagram.payload);
+      if (fault !== undefined) {
+        this.#count(fault, 1);
+        continue;
+      }
+      const offset = slot + this.#encapsulation.headerBytes;
+      const payload = udp.subarray(offset, slot + datagram.payload.length);
+      if (this.#encapsulation.carriesEcn && !takeMark(payload, datagram.mark)) {
+        this.#count('dropEcnMark', 1);
         continue;
       }
       const headers = parseHeaders(payload);
       const packet = udp.subarray(offset, offset + (headers?.length ?? payload.length));
+      if (this.#encapsulation.headerBytes > 0 && headers !== undefined && isPartial(packet, headers)) {
+        this.#openRow(offset, payload.length, message, ...finished(packet, headers, this.#innerMtu));
+        open = undefined;
+        continue;
+      }
       const ports = headers === undefined ? undefined : portsKey(packet, headers);
       const flow = ports === undefined ? undefined : `${from.address.toString()} ${ports}`;
       if (this.#joins && flow !== undefined && flow === open) this.#join(packet, headers!.protocol);
@@ -334,16 +367,16 @@ export class MemoryPort implements PacketPort {
     return messages;
   }
 
-  #openRow(offset: number, length: number, message: number, packet: Uint8Array): void {
+  #openRow(offset: number, length: number, message: number, ...packets: Uint8Array[]): void {
     const { meta } = this.batch;
     const row = INGRESS_BASE + this.#runs.length * ROW_WORDS;
     meta.fill(0, row, row + ROW_WORDS);
     meta[row + I_OFFSET] = offset;
     meta[row + I_LENGTH] = length;
-    meta[row + I_SEGMENTS] = 1;
+    meta[row + I_SEGMENTS] = packets.length;
     meta[row + I_MESSAGE] = message;
-    meta[row + I_BYTES] = packet.length;
-    this.#runs.push([packet]);
+    meta[row + I_BYTES] = packets.reduce((sum, packet) => sum + packet.length, 0);
+    this.#runs.push(packets);
   }
 
   #join(packet: Uint8Array, protocol: number): void {

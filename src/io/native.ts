@@ -27,7 +27,14 @@ interface Addon {
   udpOpen(
     address: Uint8Array,
     port: number,
-    options: { receive: boolean; gro: boolean; reusePort: boolean; shareAfter: boolean; bufferBytes: number },
+    options: {
+      receive: boolean;
+      gro: boolean;
+      tos: boolean;
+      reusePort: boolean;
+      shareAfter: boolean;
+      bufferBytes: number;
+    },
   ): number;
   icmpOpen(family: number): number;
   eventOpen(): number;
@@ -143,6 +150,8 @@ export interface NativePortSpec {
   readonly batchCalls: boolean;
   readonly spin: SpinMode;
   readonly spinNs: number;
+  /** What a received datagram must begin with, no bytes for bare packets; and the MTU that the TUN has. */
+  readonly encapsulation: { readonly accepts: Uint8Array; readonly innerMtu: number };
   readonly memory: BatchMemory;
 }
 
@@ -169,6 +178,8 @@ export function createNativePort(spec: NativePortSpec, nextHops: Uint8Array, rea
     batchCalls: spec.batchCalls,
     spin: SPIN[spec.spin],
     spinNs: spec.spinNs,
+    vtep: spec.encapsulation.accepts.length === 0 ? undefined : spec.encapsulation.accepts,
+    innerMtu: spec.encapsulation.innerMtu,
     meta: batch.meta,
     counters: batch.counters,
     peers: batch.peers,

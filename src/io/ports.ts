@@ -19,6 +19,16 @@ export interface PacketPort {
   destroy(): void;
 }
 
+/** What a port must know of a wire format (src/encap). The header itself lies in the next hops' rows. */
+export interface PortEncapsulation {
+  /** Bytes in front of the inner packet, within the datagram. */
+  readonly headerBytes: number;
+  /** Whether congestion marks are carried between outer and inner header. */
+  readonly carriesEcn: boolean;
+  /** The counter in which a received datagram ends that holds no packet for this host; undefined when it does. */
+  fault(datagram: Uint8Array): string | undefined;
+}
+
 /** How a worker waits when nothing is there. */
 export type SpinMode = 'off' | 'adaptive' | 'always';
 /** Offload rungs of a TUN, best first; every rung includes the ones after it. */

@@ -101,6 +101,39 @@ export function portsKey(bytes: Uint8Array, headers: PacketHeaders): string | un
   return `${protocol} ${addresses.join('.')} ${bytes.subarray(l4, l4 + 4).join('.')}`;
 }
 
+/** The congestion mark of an IP header, RFC 3168 5. */
+export function congestionMark(packet: Uint8Array): number {
+  return (packet[0]! >>> 4 === 6 ? packet[1]! >>> 4 : packet[1]!) & 3;
+}
+
+/** Changes the congestion mark; IPv4's header checksum by the difference, so that a wrong one stays wrong (RFC 1624). */
+export function setCongestionMark(packet: Uint8Array, mark: number): void {
+  if (packet[0]! >>> 4 === 6) {
+    packet[1] = (packet[1]! & ~0x30) | (mark << 4);
+    return;
+  }
+  const view = viewOf(packet);
+  const before = view.getUint16(0);
+  const after = (before & ~3) | mark;
+  let sum = (~view.getUint16(10) & 0xffff) + (~before & 0xffff) + after;
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  view.setUint16(0, after);
+  view.setUint16(10, ~sum & 0xffff);
+}
+
+/** Whether the transport checksum of this TCP or UDP packet is no more than the pseudo header's sum. */
+export function isPartial(bytes: Uint8Array, { family, length, l4, protocol, fragment: cut }: PacketHeaders): boolean {
+  const tcp = protocol === PROTOCOL_TCP;
+  if (cut || (!tcp && protocol !== PROTOCOL_UDP) || l4 + (tcp ? 20 : 8) > length) return false;
+  const view = viewOf(bytes);
+  let sum =
+    family === 4
+      ? pseudoHeaderSum4(view.getUint32(12), view.getUint32(16), protocol, length - l4)
+      : pseudoHeaderSum6(bytes, 8, protocol, length - l4);
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return view.getUint16(l4 + (tcp ? 16 : 6)) === sum;
+}
+
 /** Fills in the checksum that was left to the device. False when it would lie outside of the packet. */
 export function completeChecksum(bytes: Uint8Array, { start, offset }: NonNullable<Offload['checksum']>): boolean {
   const at = start + offset;

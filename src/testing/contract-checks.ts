@@ -4,7 +4,8 @@ import type { CounterName } from '../dataplane/counters.js';
 import { seededRandom } from '../io/memory-network.js';
 import { flowHash, parseHeaders } from '../io/segmentation.js';
 import { checksum } from '../net/checksum.js';
-import type { Family } from '../net/prefix.js';
+import type { NextHop } from '../fib/fib.js';
+import type { Address, Family } from '../net/prefix.js';
 import { packet } from './packets.js';
 import type { PacketFields } from './packets.js';
 import type { LinkEnd, PortLink } from './port-link.js';
@@ -19,7 +20,21 @@ export const PODS: Readonly<Record<Family, readonly [string, string]>> = {
 export const NOWHERE: Readonly<Record<Family, string>> = { 4: '10.9.9.9', 6: 'fd00:9::9' };
 export const FAMILIES: readonly Family[] = [4, 6];
 /** Inner bytes that fit into 1,500 of outer IPv4 or IPv6. */
-export const INNER_MTU: Readonly<Record<Family, number>> = { 4: 1472, 6: 1452 };
+export function innerMtu({ format }: PortLink, outer: Family): number {
+  return 1500 - format.encapsulations[0].overhead(outer);
+}
+
+/** A next hop to this address with what the link's wire format needs: `end` is whose VTEP it is. */
+export function hop({ format }: PortLink, end: number, address: Address): NextHop {
+  const vtepMac = format.macs[end];
+  return { address, port: LINK_PORT, ...(vtepMac === undefined ? {} : { vtepMac }) };
+}
+
+/** What carries this packet from the stranger's tunnel end to host 1. */
+export function framed({ format }: PortLink, packet: Uint8Array): Uint8Array {
+  const family = (packet[0] ?? 0x40) >>> 4 === 6 ? 6 : 4;
+  return Uint8Array.of(...format.encapsulations[2].header(family, format.macs[1]), ...packet);
+}
 
 /** From pod 0 to pod 1, unless told otherwise. */
 export function between(family: Family, fields: Partial<PacketFields> = {}): Uint8Array {
@@ -79,7 +94,7 @@ export function connect(
   options: { readonly mtu?: number; readonly senders?: readonly string[] } = {},
 ): void {
   for (const [i, { host }] of link.ends.entries()) {
-    const nextHop = { address: link.ends[1 - i]!.address, port: LINK_PORT, ...options };
+    const nextHop = { ...hop(link, 1 - i, link.ends[1 - i]!.address), ...options };
     for (const prefix of LEASES[1 - i]!) host.fib.set(prefix, nextHop);
   }
 }

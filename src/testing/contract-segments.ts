@@ -9,8 +9,9 @@ import {
   counts,
   drops,
   FAMILIES,
+  framed,
   hex,
-  INNER_MTU,
+  innerMtu,
   noise,
   passes,
   samePackets,
@@ -62,7 +63,7 @@ export function udpTrain(family: Family, sizes: readonly number[], fields: Parti
 export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
   'cuts TCP superpackets as a device would': async (link, outer) => {
     connect(link);
-    const most = INNER_MTU[outer];
+    const most = innerMtu(link, outer);
     const trains: Uint8Array[][] = [];
     for (const family of FAMILIES) {
       const full = most - (family === 4 ? 20 : 40) - 32;
@@ -80,7 +81,7 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
     connect(link);
     const trains: Uint8Array[][] = [];
     for (const family of FAMILIES) {
-      const full = INNER_MTU[outer] - (family === 4 ? 20 : 40) - 8;
+      const full = innerMtu(link, outer) - (family === 4 ? 20 : 40) - 8;
       trains.push(udpTrain(family, [full, 1], { sourcePort: 2000 }));
       trains.push(udpTrain(family, Array<number>(40).fill(full), { sourcePort: 2001, id: 0xfff0 }));
       trains.push(udpTrain(family, [...Array<number>(63).fill(ODD[family]), 9], { sourcePort: 2002 }));
@@ -126,13 +127,13 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
     await arrived(link, packets.length);
     samePackets(link.ends[1].take(), packets, 'padded by a pod');
     counts(link.ends[0], { egressBytes: packets.reduce((total, one) => total + one.length, 0) });
-    for (const one of padded) await link.sendAs(1, one);
+    for (const one of padded) await link.sendAs(1, framed(link, one));
     await arrived(link, 2 * packets.length);
     samePackets(link.ends[1].take(), packets, 'padded by a peer');
   },
 
   'fragments IPv4 packets without DF to the path MTU': async (link, outer) => {
-    const overhead = 1500 - INNER_MTU[outer];
+    const overhead = 1500 - innerMtu(link, outer);
     for (const mtu of [576, 600, 1000, 1400]) {
       connect(link, { mtu });
       for (const size of [mtu - overhead - 19, 1400, 3000, 9000]) await fragmentsPass(link, size, mtu - overhead);
@@ -140,7 +141,7 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
   },
 
   'fragments a fragment again': async (link, outer) => {
-    const mtu = 700 - (1500 - INNER_MTU[outer]);
+    const mtu = 700 - (1500 - innerMtu(link, outer));
     connect(link, { mtu: 700 });
     const room = Math.floor((mtu - 20) / 8) * 8;
     for (const [i, unit] of [25, 0x1234].entries()) {
@@ -174,7 +175,7 @@ export const SEGMENT_CASES: Readonly<Record<string, Run>> = {
 
   'fragments the segments of a superpacket': async (link, outer) => {
     connect(link, { mtu: 900 });
-    const inner = 900 - (1500 - INNER_MTU[outer]);
+    const inner = 900 - (1500 - innerMtu(link, outer));
     const train = udpTrain(4, [1200, 1200, 100], { sourcePort: 2000, id: 50 });
     const { packet: whole, offload } = superpacket(train);
     link.ends[0].inject(whole, offload);
@@ -226,18 +227,18 @@ async function superpacketsPass(link: PortLink, trains: readonly (readonly Uint8
 }
 
 /** Sends one IPv4 packet with `size` bytes of data and checks its fragments against RFC 791. */
-async function fragmentsPass(link: PortLink, size: number, innerMtu: number): Promise<void> {
+async function fragmentsPass(link: PortLink, size: number, inner: number): Promise<void> {
   const before = link.ends[1].host.counters().ingressPackets;
   const sent = link.ends[0].host.counters().fragmentsSent;
   const whole = between(4, { kind: 'udp', payload: noise(size - 8, size), id: size });
   link.ends[0].inject(whole);
-  const pieces = Math.ceil(size / (Math.floor((innerMtu - 20) / 8) * 8));
+  const pieces = Math.ceil(size / (Math.floor((inner - 20) / 8) * 8));
   await arrived(link, before + pieces);
   counts(link.ends[0], { fragmentsSent: sent + pieces });
   const got = link.ends[1].take();
   equal(got.length, pieces);
   for (const one of got) {
-    ok(one.length <= innerMtu, `a fragment of ${one.length} bytes on a path for ${innerMtu}`);
+    ok(one.length <= inner, `a fragment of ${one.length} bytes on a path for ${inner}`);
     equal((one[4]! << 8) | one[5]!, size & 0xffff);
   }
   deepEqual(hex([reassemble(got)!]), hex([whole.subarray(20)]));

@@ -13,8 +13,10 @@ import {
   counts,
   drops,
   FAMILIES,
+  framed,
   hex,
-  INNER_MTU,
+  hop,
+  innerMtu,
   NOWHERE,
   noise,
   passes,
@@ -23,10 +25,14 @@ import {
 } from './contract-checks.js';
 import type { Run } from './contract-checks.js';
 import { SEGMENT_CASES, tcpTrain } from './contract-segments.js';
+import { VXLAN_CASES } from './contract-vxlan.js';
 import { superpacket } from './packets.js';
 import type { PacketFields } from './packets.js';
 import type { LinkEnd, OpenLink } from './port-link.js';
-import { LEASES, LINK_PORT, until } from './port-link.js';
+import { LEASES, LINK_FORMATS, until } from './port-link.js';
+
+/** What only some wire formats have to do. */
+const FORMAT_CASES: Readonly<Record<string, Readonly<Record<string, Run>>>> = { vxlan: VXLAN_CASES };
 
 export interface ContractCase {
   readonly name: string;
@@ -38,7 +44,7 @@ const CASES: Readonly<Record<string, Run>> = {
     connect(link);
     for (const family of FAMILIES) {
       const header = family === 4 ? 20 : 40;
-      const most = INNER_MTU[outer] - header;
+      const most = innerMtu(link, outer) - header;
       const sizes = [0, 1, 2, 3, 7, 8, 20, 23, 24, 43, 44, 45, 512, 1000, most - 1, most];
       for (const kind of ['raw', 'udp', 'tcp'] as const) {
         const transport = { raw: 0, udp: 8, tcp: 20 }[kind];
@@ -109,7 +115,7 @@ const CASES: Readonly<Record<string, Run>> = {
 
   'answers what is too big and may not be fragmented': async (link, outer) => {
     connect(link, { mtu: 1400 });
-    const mtu = 1400 - (1500 - INNER_MTU[outer]);
+    const mtu = 1400 - (1500 - innerMtu(link, outer));
     const big = FAMILIES.map((family) => between(family, { kind: 'udp', payload: noise(1420, 1), dontFragment: true }));
     for (const one of big) link.ends[0].inject(one);
     await until(link, () => link.ends[0].host.counters().repliesSent === 2, 'two errors are sent');
@@ -143,28 +149,29 @@ const CASES: Readonly<Record<string, Run>> = {
   'drops what is no whole packet': async (link) => {
     connect(link, { senders: [link.stranger.toString()] });
     const good = between(4, { kind: 'udp', payload: noise(30, 1) });
-    await link.sendAs(1, good.subarray(0, 40)); // cut off
-    await link.sendAs(1, between(6, { payload: noise(30, 1) }).subarray(0, 69));
-    await link.sendAs(1, new Uint8Array(60).fill(0x55)); // version 5
-    await link.sendAs(1, Uint8Array.of(0x44, ...good.subarray(1))); // header of 16 bytes
-    await link.sendAs(1, between(6, { payload: noise(30, 1) }).subarray(0, 39));
+    await link.sendAs(1, framed(link, good.subarray(0, 40))); // cut off
+    await link.sendAs(1, framed(link, between(6, { payload: noise(30, 1) }).subarray(0, 69)));
+    await link.sendAs(1, framed(link, new Uint8Array(60).fill(0x55))); // version 5
+    await link.sendAs(1, framed(link, Uint8Array.of(0x44, ...good.subarray(1)))); // header of 16 bytes
+    await link.sendAs(1, framed(link, between(6, { payload: noise(30, 1) }).subarray(0, 39)));
     await arrived(link, 5);
-    deepEqual(drops(link.ends[1]), { dropTruncated: 2, dropMalformed: 3 });
+    const odd = link.format.name === 'vxlan' ? { dropMalformed: 2, dropVxlanType: 1 } : { dropMalformed: 3 };
+    deepEqual(drops(link.ends[1]), { dropTruncated: 2, ...odd });
     deepEqual(link.ends[1].take(), []);
   },
 
   'delivers nothing from strangers': async (link) => {
     connect(link);
-    await link.sendAs(1, between(4));
-    await link.sendAs(1, between(6));
+    await link.sendAs(1, framed(link, between(4)));
+    await link.sendAs(1, framed(link, between(6)));
     await arrived(link, 2);
     deepEqual(drops(link.ends[1]), { dropUnknownSender: 2 });
     deepEqual([...(readNote(link.ends[1].host.policy, NOTE_UNKNOWN_SENDER)?.bytes ?? [])], [...link.stranger.bytes]);
-    link.ends[1].host.fib.set('10.1.7.0/24', { address: link.stranger });
-    await link.sendAs(1, between(4)); // leased to host 0
-    await link.sendAs(1, between(4, { source: PODS[4][1] })); // our own
-    await link.sendAs(1, between(4, { source: '10.1.7.1', destination: '10.1.8.1' }));
-    await link.sendAs(1, between(4, { source: '10.1.7.1' }));
+    link.ends[1].host.fib.set('10.1.7.0/24', hop(link, 2, link.stranger));
+    await link.sendAs(1, framed(link, between(4))); // leased to host 0
+    await link.sendAs(1, framed(link, between(4, { source: PODS[4][1] }))); // our own
+    await link.sendAs(1, framed(link, between(4, { source: '10.1.7.1', destination: '10.1.8.1' })));
+    await link.sendAs(1, framed(link, between(4, { source: '10.1.7.1' })));
     await arrived(link, 6);
     deepEqual(drops(link.ends[1]), { dropUnknownSender: 2, dropSpoofedSource: 2, dropNotLocal: 1 });
     samePackets(link.ends[1].take(), [between(4, { source: '10.1.7.1' })], 'from a host that has a lease');
@@ -206,10 +213,11 @@ const CASES: Readonly<Record<string, Run>> = {
     connect(link);
     await passes(link, [between(4)], 'to host 1');
     const [a, b] = link.ends;
-    a.host.fib.set(LEASES[1]![0], { address: a.address, port: LINK_PORT }); // to itself: not local there
+    a.host.fib.set(LEASES[1]![0], hop(link, 0, a.address)); // to itself: not local there
     a.inject(between(4));
     await until(link, () => a.host.dropped() === 1, 'the packet is dropped');
-    counts(a, { dropSpoofedSource: 1, egressPackets: 2 });
+    const looped = link.format.name === 'vxlan' ? 'dropVxlanLoop' : 'dropSpoofedSource';
+    counts(a, { [looped]: 1, egressPackets: 2 });
     deepEqual(b.take(), []);
   },
 
@@ -241,7 +249,7 @@ const CASES: Readonly<Record<string, Run>> = {
         } else {
           a.inject(between(family, fields));
         }
-        if (random() < 0.2) await link.sendAs(1, noise(Math.floor(random() * 200), i));
+        if (random() < 0.2) await link.sendAs(1, framed(link, noise(Math.floor(random() * 200), i)));
       }
       await until(link, () => accounted(a) >= injected, 'every packet is sent or dropped');
     }
@@ -262,19 +270,21 @@ const CASES: Readonly<Record<string, Run>> = {
   },
 };
 
-/** The cases for both families of the underlay. */
+/** The cases for every wire format and both families of the underlay. */
 export function packetPortContract(open: OpenLink): ContractCase[] {
-  return FAMILIES.flatMap((outer) =>
-    Object.entries({ ...CASES, ...SEGMENT_CASES }).map(([name, run]) => ({
-      name: `over IPv${outer}: ${name}`,
-      run: async () => {
-        const link = await open(outer);
-        try {
-          await run(link, outer);
-        } finally {
-          await link.close();
-        }
-      },
-    })),
+  return LINK_FORMATS.flatMap((format) =>
+    FAMILIES.flatMap((outer) =>
+      Object.entries({ ...CASES, ...SEGMENT_CASES, ...FORMAT_CASES[format.name] }).map(([name, run]) => ({
+        name: `${format.name} over IPv${outer}: ${name}`,
+        run: async () => {
+          const link = await open(outer, format);
+          try {
+            await run(link, outer);
+          } finally {
+            await link.close();
+          }
+        },
+      })),
+    ),
   );
 }

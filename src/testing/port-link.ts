@@ -5,8 +5,11 @@ import { MemoryPort } from '../io/memory.js';
 import { MemoryNetwork } from '../io/memory-network.js';
 import type { MemoryNetworkOptions } from '../io/memory-network.js';
 import type { Offload } from '../io/segmentation.js';
+import type { Encapsulation } from '../encap/encapsulation.js';
+import { udpEncapsulation } from '../encap/udp.js';
+import { vxlanEncapsulation } from '../encap/vxlan.js';
 import type { Family } from '../net/prefix.js';
-import { Address } from '../net/prefix.js';
+import { Address, MacAddress } from '../net/prefix.js';
 import { VirtualHost } from './virtual-host.js';
 
 /** Own leases of host 0 and host 1, on every link. */
@@ -14,6 +17,27 @@ export const LEASES: readonly (readonly [string, string])[] = [
   ['10.1.1.0/24', 'fd00:1:1::/64'],
   ['10.1.2.0/24', 'fd00:1:2::/64'],
 ];
+/** Hardware addresses of both hosts' tunnel ends and of the stranger's. */
+export const LINK_MACS: readonly (MacAddress | undefined)[] = ['01', '02', '09'].map((last) =>
+  MacAddress.parse(`0e:00:00:00:00:${last}`),
+);
+
+/** A wire format as the ends of a link use it: 0 and 1 are the hosts, 2 is the stranger. */
+export interface LinkFormat {
+  readonly name: string;
+  readonly encapsulations: readonly [Encapsulation, Encapsulation, Encapsulation];
+  readonly macs: readonly (MacAddress | undefined)[];
+}
+
+function vxlanAt(end: number): Encapsulation {
+  return vxlanEncapsulation({ vni: 0xabcdef, vtepMac: LINK_MACS[end]! });
+}
+
+export const LINK_FORMATS: readonly LinkFormat[] = [
+  { name: 'udp', encapsulations: [udpEncapsulation, udpEncapsulation, udpEncapsulation], macs: [] },
+  { name: 'vxlan', encapsulations: [vxlanAt(0), vxlanAt(1), vxlanAt(2)], macs: LINK_MACS },
+];
+
 /** UDP port of both hosts. */
 export const LINK_PORT = 8285;
 
@@ -28,6 +52,7 @@ export interface LinkEnd {
 }
 
 export interface PortLink {
+  readonly format: LinkFormat;
   readonly ends: readonly [LinkEnd, LinkEnd];
   /** An underlay address of neither host, from which {@link sendAs} sends. */
   readonly stranger: Address;
@@ -39,7 +64,7 @@ export interface PortLink {
 }
 
 /** Opens a link whose underlay has this address family; the hosts know their own leases and have no routes. */
-export type OpenLink = (outer: Family) => Promise<PortLink>;
+export type OpenLink = (outer: Family, format: LinkFormat) => Promise<PortLink>;
 
 /** How long {@link until} waits: far more than any link needs, so that a slow machine fails no test. */
 const PATIENCE_MS = 20_000;
@@ -76,7 +101,11 @@ const MEMORY_ADDRESSES: Readonly<Record<Family, readonly [string, string, string
 const STRANGER_PORT = 40_000;
 
 /** A link over a {@link MemoryNetwork}. */
-export function openMemoryLink(outer: Family, options: MemoryNetworkOptions = {}): PortLink {
+export function openMemoryLink(
+  outer: Family,
+  options: MemoryNetworkOptions = {},
+  format: LinkFormat = LINK_FORMATS[0]!,
+): PortLink {
   const network = new MemoryNetwork({ mtu: 65_535, ...options });
   const [first, second, stranger] = MEMORY_ADDRESSES[outer].map((text) => Address.parse(text)) as [
     Address,
@@ -87,9 +116,17 @@ export function openMemoryLink(outer: Family, options: MemoryNetworkOptions = {}
     const host = new VirtualHost({
       local: LEASES[index]!,
       outer,
+      encapsulation: format.encapsulations[index],
       openPort: ({ memory, nextHops, reader }) =>
         new MemoryPort(
-          { network, bind: { address, port: LINK_PORT }, memory, counterNames: COUNTER_NAMES },
+          {
+            network,
+            bind: { address, port: LINK_PORT },
+            memory,
+            counterNames: COUNTER_NAMES,
+            encapsulation: format.encapsulations[index],
+            innerMtu: 1500 - format.encapsulations[index].overhead(outer),
+          },
           nextHops,
           reader,
         ),
@@ -103,6 +140,7 @@ export function openMemoryLink(outer: Family, options: MemoryNetworkOptions = {}
   };
   const ends: readonly [LinkEnd, LinkEnd] = [end(first, 0), end(second, 1)];
   return {
+    format,
     ends,
     stranger,
     sendAs: (to, payload) => {

@@ -7,6 +7,7 @@ import type { CounterName } from '../dataplane/counters.js';
 import { Forwarder } from '../dataplane/forwarder.js';
 import { POLICY_OVERHEAD, POLICY_SOURCE_CHECK, POLICY_WORDS, SOURCE_CHECKS } from '../dataplane/policy.js';
 import type { SourceCheck } from '../dataplane/policy.js';
+import type { Encapsulation } from '../encap/encapsulation.js';
 import { udpEncapsulation } from '../encap/udp.js';
 import { PodwireError } from '../errors.js';
 import { Fib } from '../fib/fib.js';
@@ -32,6 +33,8 @@ export interface VirtualHostOptions<Port extends PacketPort> {
   readonly ownAddresses?: readonly (Address | string)[];
   /** Address family of the underlay; decides the overhead. Default 4. */
   readonly outer?: Family;
+  /** What stands between outer UDP header and inner packet; default flannel's udp, which is nothing. */
+  readonly encapsulation?: Encapsulation;
   readonly sourceCheck?: SourceCheck;
   /** Path MTU of next hops about which nothing is known, bytes; default 1500. */
   readonly underlayMtu?: number;
@@ -62,6 +65,7 @@ export class VirtualHost<Port extends PacketPort = PacketPort> {
 
   constructor(options: VirtualHostOptions<Port>) {
     const maxRoutes = options.maxRoutes ?? 1000;
+    const encapsulation = options.encapsulation ?? udpEncapsulation;
     const fibMemory = createFibMemory({ maxRoutes, maxNextHops: maxRoutes, readers: 1 });
     const memory = createBatchMemory(COUNTER_COUNT, fibMemory.rowCapacity);
     const word = readerWord(0);
@@ -70,13 +74,14 @@ export class VirtualHost<Port extends PacketPort = PacketPort> {
     const { peers } = this.port.batch;
     this.fib = new Fib(fibMemory, {
       underlayMtu: options.underlayMtu ?? 1500,
+      encapsulation,
       onNextHopAdded: (index) => clearTransmitCounts(peers, index),
       onHostAdded: (id) => clearReceiveCounts(peers, id),
     });
     this.fib.setLocal(options.local, options.ownAddresses);
     this.policy = options.policy ?? new Int32Array(new SharedArrayBuffer(POLICY_WORDS * 4));
     this.policy[POLICY_SOURCE_CHECK] = SOURCE_CHECKS.indexOf(options.sourceCheck ?? 'lease');
-    this.policy[POLICY_OVERHEAD] = udpEncapsulation.overhead(options.outer ?? 4);
+    this.policy[POLICY_OVERHEAD] = encapsulation.overhead(options.outer ?? 4);
     this.#reader = new FibReader(fibMemory, 0);
     this.#forwarder = new Forwarder(this.port.batch, this.#reader, this.policy, options.now ?? (() => 0));
   }

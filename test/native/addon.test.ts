@@ -51,7 +51,7 @@ describe('constants', () => {
 
 describe('slow path', () => {
   const loopback = Uint8Array.of(127, 0, 0, 1);
-  const options = { receive: true, gro: true, reusePort: false, shareAfter: false, bufferBytes: 1 << 16 };
+  const options = { receive: true, gro: true, tos: true, reusePort: false, shareAfter: false, bufferBytes: 1 << 16 };
 
   it('answers a system fault with -errno', () => {
     expect(addon().tunOpen('pwx0', 4, false, true)).toBe(errno('EINVAL'));

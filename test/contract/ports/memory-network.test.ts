@@ -35,7 +35,7 @@ describe('the network in memory', () => {
     const payload = Uint8Array.of(1, 2, 3);
     expect(network.send(A, B, payload)).toBe(true);
     payload.fill(9);
-    expect(got).toEqual([{ from: A, to: B, payload: Uint8Array.of(1, 2, 3) }]);
+    expect(got).toEqual([{ from: A, to: B, payload: Uint8Array.of(1, 2, 3), mark: 0 }]);
     expect(numbers({}, 1000).order).toEqual(ALL);
   });
 

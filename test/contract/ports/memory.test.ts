@@ -2,10 +2,13 @@ import { describe, it } from 'vitest';
 import { openMemoryLink, packetPortContract } from '../../../src/testing.js';
 
 describe('the port in memory', () => {
-  for (const { name, run } of packetPortContract((outer) => Promise.resolve(openMemoryLink(outer)))) it(name, run);
+  for (const { name, run } of packetPortContract((outer, format) => Promise.resolve(openMemoryLink(outer, {}, format))))
+    it(name, run);
 });
 
 describe('the port in memory, with latency', () => {
-  const open = packetPortContract((outer) => Promise.resolve(openMemoryLink(outer, { latencyTicks: 3 })));
+  const open = packetPortContract((outer, format) =>
+    Promise.resolve(openMemoryLink(outer, { latencyTicks: 3 }, format)),
+  );
   for (const { name, run } of open) it(name, run);
 });

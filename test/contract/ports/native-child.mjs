@@ -7,7 +7,7 @@ import { delivered, openNativeLink } from './native-link.mjs';
 
 const [tun, udp] = process.argv.slice(2);
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
-for (const { name, run } of packetPortContract((outer) => openNativeLink(outer, { tun, udp }))) {
+for (const { name, run } of packetPortContract((outer, format) => openNativeLink(outer, { tun, udp, format }))) {
   let message = '';
   try {
     await run();

@@ -6,6 +6,7 @@ import dgram from 'node:dgram';
 import { readSync, writeSync } from 'node:fs';
 import { setImmediate as breathe } from 'node:timers/promises';
 import { addon, createNativePort, openTun } from '../../../dist/io/native.js';
+import { completeChecksum } from '../../../dist/io/segmentation.js';
 import { Address } from '../../../dist/net/prefix.js';
 import { LEASES, LINK_PORT, VirtualHost, segment, superpacketHeader } from '../../../dist/testing.js';
 
@@ -22,7 +23,7 @@ const GSO_UDP_L4 = 5;
 const GSO_ECN = 0x80;
 const TCP_CWR = 0x80;
 
-/** Over all links of this process: packets that reached pods, and the rows that they came in. */
+/** Over all links of this process whose datagrams are single packets: what reached pods, and the rows that it came in. */
 export const delivered = { packets: 0, decisions: 0 };
 
 function checked(result, what) {
@@ -52,7 +53,13 @@ function virtioHeader(packet, { gso, checksum }) {
 function packetsOf(frame) {
   const type = frame[1] & ~GSO_ECN;
   const packet = Uint8Array.from(frame.subarray(VIRTIO_BYTES));
-  if (type === 0) return [packet];
+  if (type === 0) {
+    // What was written with NEEDS_CSUM leaves the device as it is: whoever forwards it finishes it.
+    const unfinished = (frame[0] & NEEDS_CSUM) !== 0;
+    const field = { start: frame.readUInt16LE(6), offset: frame.readUInt16LE(8) };
+    if (unfinished && !completeChecksum(packet, field)) throw new Error(`no such field: ${frame.toString('hex')}`);
+    return [packet];
+  }
   const kind = type === GSO_UDP_L4 ? 'udp' : 'tcp';
   const size = frame.readUInt16LE(4);
   const header = superpacketHeader(packet, kind, size);
@@ -64,13 +71,16 @@ class NativeEnd {
   host;
   address;
   #fds = [];
+  #bare;
   #tap;
   #buffer = Buffer.alloc(VIRTIO_BYTES + 65_536);
 
-  /** @param {{tun: string, udp: string}} options */
+  /** @param {{tun: string, udp: string, format: import('../../../dist/testing.js').LinkFormat}} options */
   constructor(index, outer, options) {
     this.address = Address.parse(ADDRESSES[outer][index]);
     this.#tap = 3 + index;
+    this.#bare = options.format.name === 'udp';
+    const encapsulation = options.format.encapsulations[index];
     const tun = openTun(`pwport${index}`, options.tun, false, false);
     if (tun.rung !== options.tun) throw new Error(`asked for TUN rung ${options.tun}, got ${tun.rung}`);
     const gso = options.udp === 'gso';
@@ -79,6 +89,7 @@ class NativeEnd {
         addon().udpOpen(this.address.bytes, port, {
           receive,
           gro: gso && receive,
+          tos: receive && encapsulation.carriesEcn,
           reusePort: false,
           shareAfter: false,
           bufferBytes: 16 << 20,
@@ -92,6 +103,7 @@ class NativeEnd {
     this.host = new VirtualHost({
       local: LEASES[index],
       outer,
+      encapsulation,
       openPort: ({ memory, nextHops, reader }) =>
         createNativePort(
           {
@@ -106,6 +118,7 @@ class NativeEnd {
             batchCalls: options.udp !== 'single',
             spin: 'off',
             spinNs: 0,
+            encapsulation: { accepts: encapsulation.accepts, innerMtu: 1500 - encapsulation.overhead(outer) },
             memory,
           },
           nextHops,
@@ -151,8 +164,10 @@ class NativeEnd {
 
   close() {
     const { ingressPackets, ingressSuperpackets } = this.host.counters();
-    delivered.packets += ingressPackets;
-    delivered.decisions += ingressSuperpackets;
+    if (this.#bare) {
+      delivered.packets += ingressPackets;
+      delivered.decisions += ingressSuperpackets;
+    }
     this.host.close();
     for (const fd of this.#fds) addon().closeFd(fd);
   }
@@ -165,6 +180,7 @@ export async function openNativeLink(outer, options) {
   const socket = dgram.createSocket(outer === 4 ? 'udp4' : 'udp6');
   await new Promise((done) => socket.bind(0, stranger.toString(), done));
   return {
+    format: options.format,
     ends,
     stranger,
     sendAs: (to, payload) =>

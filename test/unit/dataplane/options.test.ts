@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import type { DataplaneOptions } from '../../../src/dataplane/options.js';
 import { resolveOptions } from '../../../src/dataplane/options.js';
 import { PodwireError } from '../../../src/errors.js';
+import { MacAddress } from '../../../src/net/prefix.js';
 
 const LEAST: DataplaneOptions = { bind: { address: '192.0.2.1' }, local: ['10.1.2.0/24'] };
 
@@ -47,6 +48,19 @@ describe('the options of a data plane', () => {
   it('know the overhead of the underlay’s family', () => {
     const { mtu } = resolve({ bind: { address: '2001:db8::1' }, underlayMtu: 9000 });
     expect([mtu.underlay, mtu.overlay, mtu.overhead]).toEqual([9000, 8952, 48]);
+  });
+
+  it('know vxlan: its port, its overhead on both families, its own end', () => {
+    const encapsulation = { type: 'vxlan', vni: 1, vtepMac: '0E:12:34:56:78:9A' } as const;
+    const four = resolve({ encapsulation });
+    expect([four.port, four.mtu.overlay, four.mtu.overhead]).toEqual([8472, 1450, 50]);
+    const six = resolve({ encapsulation, bind: { address: '2001:db8::1', port: 4789 } });
+    expect([six.port, six.mtu.overlay, six.mtu.overhead]).toEqual([4789, 1430, 70]);
+    expect(four.encapsulation.name).toBe('vxlan');
+    const mac = [0x0e, 0x12, 0x34, 0x56, 0x78, 0x9a];
+    expect([...four.encapsulation.accepts]).toEqual([8, 0, 0, 0, 0, 0, 1, 0, ...mac]);
+    const same = resolve({ encapsulation: { ...encapsulation, vtepMac: MacAddress.fromBytes(Uint8Array.from(mac)) } });
+    expect(same.encapsulation.accepts).toEqual(four.encapsulation.accepts);
   });
 
   it.each([
@@ -111,6 +125,10 @@ describe('the options of a data plane', () => {
     [{ ownAddresses: '10.1.2.1' }, 'ownAddresses', '"10.1.2.1"', 'list'],
     [{ ownAddresses: ['10.1.2.1/24'] }, '"10.1.2.1/24"', 'not an IP address'],
     [{ encapsulation: 'vxlan' }, 'encapsulation', '"vxlan"', 'udp'],
+    [{ encapsulation: { type: 'geneve', vni: 1 } }, 'encapsulation', 'geneve', "type: 'vxlan'"],
+    [{ encapsulation: { type: 'vxlan', vni: 1 << 24, vtepMac: '0e:00:00:00:00:01' } }, 'vni', '16777216', '16777215'],
+    [{ encapsulation: { type: 'vxlan', vni: -1, vtepMac: '0e:00:00:00:00:01' } }, 'vni', '-1', 'whole number'],
+    [{ encapsulation: { type: 'vxlan', vtepMac: '0e:00:00:00:00:01' } }, 'vni', 'undefined', 'whole number'],
     [{ underlayMtu: 100 }, 'MTU', '100', '576'],
     [{ underlayMtu: 65_536 }, 'MTU', '65536', '65535'],
     [{ underlayMtu: Number.NaN }, 'MTU', 'NaN'],

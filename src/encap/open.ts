@@ -1,0 +1,9 @@
+/** The table of wire formats: one line each. */
+import { udpEncapsulation } from './udp.js';
+import { vxlanEncapsulation } from './vxlan.js';
+import type { Encapsulation, EncapsulationSpec } from './encapsulation.js';
+
+/** @throws PodwireError INVALID_ARGUMENT or INVALID_ADDRESS */
+export function openEncapsulation(spec: EncapsulationSpec): Encapsulation {
+  return spec === 'udp' ? udpEncapsulation : vxlanEncapsulation(spec);
+}
