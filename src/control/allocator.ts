@@ -7,8 +7,17 @@
  * that comes back late finds its own; IPv4 and IPv6 are kept one by one when only one of them still fits.
  */
 import { PodwireError } from '../errors.js';
-import { Prefix } from '../net/prefix.js';
-import { belongsTo, overlap, sameSubnets, subnetsOf, type AcquireRequest, type Lease } from './lease.js';
+import { type Address, Prefix } from '../net/prefix.js';
+import {
+  belongsTo,
+  overlap,
+  sameHost,
+  sameSubnets,
+  subnetsOf,
+  type AcquireRequest,
+  type Lease,
+  type LeaseAttributes,
+} from './lease.js';
 import { leaseKey, type LeaseSubnets } from './lease-key.js';
 import { ipv4Pool, ipv6Pool, type NetworkConfig, type SubnetPool } from './network-config.js';
 import { fromBigInt, mergeRanges, rangeOf, toBigInt } from './ranges.js';
@@ -49,8 +58,7 @@ export interface Allocation {
 
 /**
  * Decides what to acquire.
- * @throws PodwireError OUT_OF_SUBNETS when nothing is free; UNSUPPORTED for an IPv6-only network; INVALID_ARGUMENT
- * for a PublicIP that no peer could use.
+ * @throws PodwireError OUT_OF_SUBNETS when nothing is free; INVALID_ARGUMENT for a PublicIP that no peer could use.
  */
 export function allocate(input: AllocationInput): Allocation {
   const { config, request, held } = input;
@@ -60,7 +68,7 @@ export function allocate(input: AllocationInput): Allocation {
   for (const entry of held) (entry.lease && isOurs(entry.lease, entry.expired, request) ? ours : theirs).push(entry);
   const live = theirs.filter((entry) => !entry.expired);
   const conflicts = live.flatMap(({ lease }) =>
-    lease?.attributes.publicIp.equals(request.attributes.publicIp) ? [lease] : [],
+    lease && sameHost(lease.attributes, request.attributes) ? [lease] : [],
   );
 
   const { previous } = request;
@@ -174,38 +182,53 @@ function freeSubnets(pool: SubnetPool, taken: readonly Prefix[]): Prefix[] {
   return free;
 }
 
+/** Backends whose flanneld does not look at PublicIPv6. */
+const WITHOUT_IPV6_UNDERLAY: ReadonlySet<string> = new Set(['udp', 'alloc']);
+
 /**
  * What an agent must not ask for.
- * @throws PodwireError UNSUPPORTED for IPv6 alone: flannel keys such leases by PublicIP 0.0.0.0 and gives every host
- * the first one's; INVALID_ARGUMENT for a PublicIP peers must refuse.
+ * @throws PodwireError INVALID_ARGUMENT for addresses that peers must refuse, and for a lease that takes real flanneld
+ * down: with two families in the key but no PublicIPv6 in the value.
  */
 export function checkRequest(config: NetworkConfig, request: AcquireRequest): void {
-  if (!config.enableIPv4) {
-    throw new PodwireError(
-      'UNSUPPORTED',
-      'an IPv6-only network (EnableIPv4 false) needs the Kubernetes API as its store; set EnableIPv4 to true here',
-    );
-  }
-  const { publicIp } = request.attributes;
-  const reason = publicIp.isUnspecified
-    ? 'is unspecified'
-    : publicIp.isMulticast || publicIp.isBroadcast
-      ? 'is not the address of a host'
-      : publicIp.isLoopback
-        ? 'is a loopback address, which no other host can reach'
-        : config.network?.contains(publicIp)
-          ? `lies inside the overlay network ${config.network.toString()}, so packets to it would loop`
-          : undefined;
-  if (publicIp.family !== 4 || reason) {
-    throw new PodwireError(
-      'INVALID_ARGUMENT',
-      `public IP ${publicIp.toString()} ${reason ?? 'is not an IPv4 address'}; give this host's own underlay address`,
-    );
-  }
+  checkAddresses(config, request.attributes);
   const { ttlMs } = request;
   if (ttlMs !== undefined && !(Number.isFinite(ttlMs) && ttlMs >= 1000)) {
     throw new PodwireError('INVALID_ARGUMENT', `a lease must live 1000 ms or longer, not ${ttlMs} ms`);
   }
+}
+
+/** The part of {@link checkRequest} about the host's addresses. @throws PodwireError INVALID_ARGUMENT. */
+export function checkAddresses(config: NetworkConfig, attributes: LeaseAttributes): void {
+  const { publicIp, publicIpv6 } = attributes;
+  if (publicIp.family !== 4) throw refusedAddress(publicIp, 'is not an IPv4 address');
+  // A host of an IPv6-only network may have either kind of underlay address; 0.0.0.0 stands for none.
+  const needsIpv4 = config.enableIPv4 || (publicIpv6 === undefined && publicIp.isUnspecified);
+  if (needsIpv4 || !publicIp.isUnspecified) checkAddress(config, publicIp);
+  if (publicIpv6) checkAddress(config, publicIpv6);
+  else if (config.enableIPv4 && config.enableIPv6 && !WITHOUT_IPV6_UNDERLAY.has(config.backend.type)) {
+    throw new PodwireError(
+      'INVALID_ARGUMENT',
+      `a dual-stack ${config.backend.type} network needs the public IPv6 address of every host; give this host's own`,
+    );
+  }
+}
+
+function checkAddress(config: NetworkConfig, address: Address): void {
+  const network = address.family === 4 ? config.network : config.ipv6Network;
+  if (address.isUnspecified) throw refusedAddress(address, 'is unspecified');
+  if (address.isMulticast || address.isBroadcast) throw refusedAddress(address, 'is not the address of a host');
+  if (address.isLoopback) throw refusedAddress(address, 'is a loopback address, which no other host can reach');
+  if (network?.contains(address)) {
+    throw refusedAddress(address, `lies inside the overlay network ${network.toString()}, so packets to it would loop`);
+  }
+}
+
+function refusedAddress(address: Address, reason: string): PodwireError {
+  return new PodwireError(
+    'INVALID_ARGUMENT',
+    `public IP ${address.toString()} ${reason}; give this host's own underlay address`,
+  );
 }
 
 function outOfSubnets(config: NetworkConfig, held: readonly HeldSubnets[]): PodwireError {

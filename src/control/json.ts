@@ -65,6 +65,11 @@ export class JsonObject {
     return this.#fields.get(fold(name))?.findLast((field) => field.value !== null);
   }
 
+  /** The last field of each folded name, in the order their names first appear. */
+  lastFields(): JsonField[] {
+    return Array.from(this.#fields.values(), (seen) => seen.at(-1)!);
+  }
+
   /** The object with one entry a folded name: the last one written, under its own spelling. */
   toRecord(): Record<string, unknown> {
     return Object.fromEntries(Array.from(this.#fields.values(), (seen) => [seen.at(-1)!.key, seen.at(-1)!.value]));

@@ -6,8 +6,8 @@
  * {"PublicIP":"1.2.3.4","PublicIPv6":null}
  * {"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}
  * ```
- * A store without life times of its own appends `"Expiration":"<RFC 3339, UTC>"` and `"Owner":"<name>"`, which
- * flannel's readers skip as unknown fields.
+ * podwire appends `"Expiration":"<RFC 3339, UTC>"` and `"Owner":"<name>"`, which flannel's readers skip as unknown
+ * fields, and behind them what it found in a lease that it takes over and does not know itself.
  */
 import { messageOf, PodwireError } from '../errors.js';
 import { Address } from '../net/prefix.js';
@@ -19,18 +19,33 @@ export interface StoredLease {
   readonly attributes: LeaseAttributes;
   readonly expiresAt?: Date;
   readonly owner?: string;
+  /** Fields that podwire does not know, in the order written, the last one of a name. */
+  readonly unknown?: readonly UnknownField[];
+}
+
+export interface UnknownField {
+  readonly key: string;
+  /** The value as written. */
+  readonly raw: string;
 }
 
 /** No lease comes near it; a larger value is somebody else's file. */
 export const MAX_VALUE_BYTES = 64 * 1024;
 
 const MAX_OWNER_CHARS = 256;
+/** Unknown fields beyond this are dropped when a lease is written again. */
+const MAX_UNKNOWN_CHARS = 4096;
+const KNOWN = new Set(['publicip', 'publicipv6', 'backendtype', 'backenddata', 'backendv6data', 'expiration', 'owner']);
 const RFC3339 = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)$/;
 
 /** The value to store; without `extra` exactly what flanneld writes. */
 export function encodeLease(
   attributes: LeaseAttributes,
-  extra: { readonly expiresAt?: Date | undefined; readonly owner?: string | undefined } = {},
+  extra: {
+    readonly expiresAt?: Date | undefined;
+    readonly owner?: string | undefined;
+    readonly unknown?: readonly UnknownField[] | undefined;
+  } = {},
 ): string {
   const fields: [string, unknown][] = [
     ['PublicIP', attributes.publicIp.toString()],
@@ -41,7 +56,14 @@ export function encodeLease(
   if (attributes.backendV6Data !== undefined) fields.push(['BackendV6Data', attributes.backendV6Data]);
   if (extra.expiresAt !== undefined) fields.push(['Expiration', extra.expiresAt.toISOString()]);
   if (extra.owner !== undefined) fields.push(['Owner', extra.owner]);
-  return `{${fields.map(([name, value]) => `"${name}":${goJson(value)}`).join(',')}}`;
+  const texts = fields.map(([name, value]) => `"${name}":${goJson(value)}`);
+  let room = MAX_UNKNOWN_CHARS;
+  for (const { key, raw } of extra.unknown ?? []) {
+    const text = `${goJson(key)}:${raw}`;
+    room -= text.length;
+    if (room >= 0) texts.push(text);
+  }
+  return `{${texts.join(',')}}`;
 }
 
 /**
@@ -58,6 +80,7 @@ export function decodeLease(text: string): StoredLease {
   if (owner !== undefined && (owner === '' || owner.length > MAX_OWNER_CHARS)) {
     throw corrupt(`Owner must have 1 to ${MAX_OWNER_CHARS} characters`);
   }
+  const unknown = object.lastFields().filter(({ key }) => !KNOWN.has(key.toLowerCase()));
   return {
     attributes: {
       publicIp: address(object.last('PublicIP'), 'PublicIP', 4) ?? Address.fromUint32(0),
@@ -68,6 +91,7 @@ export function decodeLease(text: string): StoredLease {
     },
     ...(expiresAt && { expiresAt }),
     ...(owner !== undefined && { owner }),
+    ...(unknown.length > 0 && { unknown }),
   };
 }
 

@@ -154,10 +154,13 @@ export function belongsTo(
   identity: { readonly owner?: string | undefined; readonly attributes: LeaseAttributes },
 ): boolean {
   if (lease.owner !== undefined && identity.owner !== undefined) return lease.owner === identity.owner;
-  const theirs = lease.attributes;
-  const ours = identity.attributes;
-  if (!theirs.publicIp.equals(ours.publicIp)) return false;
+  return sameHost(lease.attributes, identity.attributes);
+}
+
+/** flannel's identity of a host: its PublicIP, or without one (IPv6 alone) its PublicIPv6. */
+export function sameHost(a: LeaseAttributes, b: LeaseAttributes): boolean {
+  if (!a.publicIp.equals(b.publicIp)) return false;
   // IPv6-only hosts all say 0.0.0.0; flannel takes them for one host.
-  if (!ours.publicIp.isUnspecified) return true;
-  return theirs.publicIpv6 !== undefined && ours.publicIpv6 !== undefined && theirs.publicIpv6.equals(ours.publicIpv6);
+  if (!b.publicIp.isUnspecified) return true;
+  return a.publicIpv6 !== undefined && b.publicIpv6 !== undefined && a.publicIpv6.equals(b.publicIpv6);
 }

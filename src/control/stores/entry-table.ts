@@ -8,9 +8,9 @@
 import { messageOf } from '../../errors.js';
 import type { HeldSubnets } from '../allocator.js';
 import type { Clock } from '../clock.js';
-import { decodeLease } from '../lease-codec.js';
+import { decodeLease, type StoredLease } from '../lease-codec.js';
 import type { LeaseFeed } from '../lease-feed.js';
-import { belongsTo, sameSubnets, type AcquireRequest, type Lease, type StoreNotice } from '../lease.js';
+import { belongsTo, sameHost, sameSubnets, type AcquireRequest, type Lease, type StoreNotice } from '../lease.js';
 import { leaseKey, tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
 
 export interface Entry {
@@ -42,6 +42,8 @@ export interface EntryTableOptions {
   readonly onNotice: (notice: StoreNotice) => void;
   /** Where an entry is, for people. */
   readonly locate: (name: string) => string;
+  /** Reads what the store hands to {@link EntryTable.observe}; default: the value of lease-codec.ts. */
+  readonly decode?: (text: string) => StoredLease;
 }
 
 export class EntryTable {
@@ -50,7 +52,8 @@ export class EntryTable {
   readonly #shown = new Map<string, Lease>();
   readonly #foreign = new Map<string, string>();
   readonly #own = new Map<string, OwnLease>();
-  readonly #conflicts = new Set<string>();
+  /** What was said about other agents with our identity, by entry. */
+  readonly #conflicts = new Map<string, string>();
   readonly #feeds = new Set<LeaseFeed>();
   #epoch = 0;
   #holdUntilMs = Number.NEGATIVE_INFINITY;
@@ -68,6 +71,10 @@ export class EntryTable {
 
   names(): string[] {
     return [...this.#entries.keys()];
+  }
+
+  get size(): number {
+    return this.#entries.size;
   }
 
   get(name: string): Entry | undefined {
@@ -96,7 +103,7 @@ export class EntryTable {
       return;
     }
     try {
-      const { attributes, expiresAt, owner } = decodeLease(text);
+      const { attributes, expiresAt, owner } = (this.#options.decode ?? decodeLease)(text);
       const lease: Lease = {
         ...subnets,
         attributes,
@@ -161,6 +168,7 @@ export class EntryTable {
   gone(name: string, at: number): void {
     this.#foreign.delete(name);
     this.#entries.delete(name);
+    this.#conflicts.delete(name);
     this.publish(name, at);
   }
 
@@ -284,14 +292,16 @@ export class EntryTable {
     return this.#own.get(name)?.ttlMs;
   }
 
-  /** Says once that another live agent claims our identity. */
+  /** Says once that another live agent claims our identity, and again when it is another one or returns. */
   conflict(lease: Lease): void {
-    const key = `${leaseKey(lease)} ${lease.owner ?? ''}`;
-    if (this.#conflicts.has(key)) return;
-    this.#conflicts.add(key);
+    const { publicIp, publicIpv6 } = lease.attributes;
+    const address = publicIp.isUnspecified && publicIpv6 ? publicIpv6 : publicIp;
     const reason =
-      `public IP ${lease.attributes.publicIp.toString()} is also used by ${lease.owner ?? 'another agent'}, which holds ` +
+      `public IP ${address.toString()} is also used by ${lease.owner ?? 'another agent'}, which holds ` +
       `${leaseKey(lease)}; give every host its own --public-ip`;
+    const name = this.nameOf(lease);
+    if (this.#conflicts.get(name) === reason) return;
+    this.#conflicts.set(name, reason);
     this.#options.onNotice({ kind: 'conflict', lease, reason });
   }
 
@@ -320,6 +330,7 @@ export class EntryTable {
     const entry = this.#entries.get(name);
     const own = this.#own.get(name);
     if (own) this.#publishOwn(name, own, entry, at);
+    else if (entry?.lease && !this.isExpired(entry)) this.#compareIdentity(entry.lease);
     if (!own && entry?.lease && (this.isHolding || !this.isExpired(entry))) {
       this.#shown.set(name, entry.lease);
       this.#nextDueMs = Math.min(this.#nextDueMs, entry.deadlineMs);
@@ -339,6 +350,15 @@ export class EntryTable {
     for (const feed of this.#feeds) {
       if (state === 'held') feed.clearOwn(name);
       else feed.own(name, state, state === 'replaced' && entry?.lease ? entry.lease : own.lease);
+    }
+  }
+
+  /** Another agent's lease with our address: that agent is alive, or died within the life of its lease. */
+  #compareIdentity(lease: Lease): void {
+    if (this.#own.size === 0 || lease.owner === undefined) return;
+    for (const { lease: mine } of this.#own.values()) {
+      const isOther = mine.owner !== undefined && mine.owner !== lease.owner;
+      if (isOther && sameHost(lease.attributes, mine.attributes)) this.conflict(lease);
     }
   }
 

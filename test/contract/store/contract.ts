@@ -4,9 +4,15 @@
  */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { decodeLease, encodeLease } from '../../../src/control/lease-codec.js';
-import { DEFAULT_TTL_MS, type Lease, type LeaseStore, type StoreNotice } from '../../../src/control/lease.js';
+import {
+  DEFAULT_TTL_MS,
+  type AcquireRequest,
+  type Lease,
+  type LeaseStore,
+  type StoreNotice,
+} from '../../../src/control/lease.js';
 import { leaseKey, tryParseLeaseKey } from '../../../src/control/lease-key.js';
-import { Prefix } from '../../../src/net/prefix.js';
+import { Address, Prefix } from '../../../src/net/prefix.js';
 import { attributesOf, Signal, Watcher } from '../../support/leases.js';
 
 export interface StoreHarness extends AsyncDisposable {
@@ -64,7 +70,7 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
       return watcher;
     };
     const acquire = (store: LeaseStore, publicIp: string, more: Partial<Parameters<LeaseStore['acquire']>[0]> = {}) =>
-      store.acquire({ attributes: attributesOf(publicIp), ttlMs: TTL_MS, ...more });
+      store.acquire({ attributes: attributesOf(publicIp || '0.0.0.0'), ttlMs: TTL_MS, ...more });
     const value = (publicIp: string, ttlMs?: number, owner?: string): string =>
       encodeLease(attributesOf(publicIp), {
         expiresAt: ttlMs === undefined ? undefined : new Date(harness.now() + ttlMs),
@@ -97,11 +103,6 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
         await expect(store.network()).rejects.toMatchObject({ code: 'INVALID_CONFIG' });
         await expect(acquire(store, '192.0.2.1')).rejects.toMatchObject({ code: 'INVALID_CONFIG' });
         expect(await harness.keys()).toEqual([]);
-      });
-
-      it('refuses IPv6 alone, which flannel cannot keep apart', async () => {
-        await harness.setConfig('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}');
-        await expect(acquire(open(), '192.0.2.1')).rejects.toMatchObject({ code: 'UNSUPPORTED' });
       });
     });
 
@@ -148,6 +149,20 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
         );
         expect(second.subnet.overlaps(first.subnet)).toBe(false);
         expect(notices.filter(({ kind }) => kind === 'conflict')).toHaveLength(1);
+      });
+
+      it('tells the first of two agents with one address as well', async () => {
+        const heard = new Signal();
+        const notices: StoreNotice[] = [];
+        const first = open((notice) => {
+          notices.push(notice);
+          heard.fire();
+        });
+        await acquire(first, '192.0.2.1', { owner: 'node-a' });
+        await watch(first);
+        const second = await acquire(open(), '192.0.2.1', { owner: 'node-b' });
+        await heard.until(() => notices.length > 0);
+        expect(notices).toMatchObject([{ kind: 'conflict', reason: expect.stringContaining(leaseKey(second)) }]);
       });
 
       it('reuses the previous subnet when it is free and fits', async () => {
@@ -238,22 +253,38 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
 
     describe('dual stack', () => {
       beforeEach(() => harness.setConfig(DUAL_CONFIG));
+      const dual = (host: number): Pick<AcquireRequest, 'attributes'> => ({
+        attributes: attributesOf(`192.0.2.${host}`, { publicIpv6: Address.parse(`2001:db8::${host}`) }),
+      });
+
+      it('refuses what takes flanneld down: two families in the key, no PublicIPv6 in the value', async () => {
+        await expect(acquire(open(), '192.0.2.1')).rejects.toMatchObject({
+          code: 'INVALID_ARGUMENT',
+          message: expect.stringContaining('vxlan'),
+        });
+        expect(await harness.keys()).toEqual([]);
+      });
+
+      it('carries pods of both families over IPv4 where the backend can', async () => {
+        await harness.setConfig(DUAL_CONFIG.replace('vxlan', 'udp'));
+        expect((await acquire(open(), '192.0.2.1')).subnet6).toBeDefined();
+      });
 
       it('leases both families under one key', async () => {
-        const lease = await acquire(open(), '192.0.2.1');
+        const lease = await acquire(open(), '', dual(1));
         expect(lease.subnet6?.length).toBe(64);
         expect(Prefix.parse('fd00:42::/48').contains(lease.subnet6!)).toBe(true);
         const [key] = await harness.keys();
         expect(key).toMatch(/^10\.42\.\d+\.0-24&fd00:42:0:[0-9a-f]+::-64$/);
         expect(tryParseLeaseKey(key!)?.subnet6?.equals(lease.subnet6!)).toBe(true);
-        expect((await acquire(open(), '192.0.2.1')).subnet6!.equals(lease.subnet6!)).toBe(true);
+        expect((await acquire(open(), '', dual(1))).subnet6!.equals(lease.subnet6!)).toBe(true);
       });
 
       it('keeps its IPv4 subnet when IPv6 is switched on', async () => {
         await harness.setConfig(CONFIG);
-        const before = await acquire(open(), '192.0.2.1');
+        const before = await acquire(open(), '', dual(1));
         await harness.setConfig(DUAL_CONFIG);
-        const after = await acquire(open(), '192.0.2.1');
+        const after = await acquire(open(), '', dual(1));
         expect(after.subnet.equals(before.subnet)).toBe(true);
         expect(await harness.keys()).toEqual([leaseKey(after)]);
       });
@@ -262,9 +293,59 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
         await harness.setConfig(
           '{"Network":"10.42.0.0/24","SubnetLen":28,"EnableIPv6":true,"IPv6Network":"fd00:42::/60","IPv6SubnetLen":64}',
         );
-        const leases = await Promise.all(Array.from({ length: 12 }, (_, i) => acquire(open(), `192.0.2.${i + 1}`)));
+        const leases = await Promise.all(Array.from({ length: 12 }, (_, i) => acquire(open(), '', dual(i + 1))));
         expect(new Set(leases.map((lease) => lease.subnet.toString())).size).toBe(12);
         expect(new Set(leases.map((lease) => lease.subnet6!.toString())).size).toBe(12);
+      });
+    });
+
+    describe('IPv6 alone', () => {
+      beforeEach(() => harness.setConfig('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/48"}'));
+      const acquire6 = (store: LeaseStore, publicIpv6: string, more: Partial<AcquireRequest> = {}) =>
+        store.acquire({
+          attributes: attributesOf('0.0.0.0', { publicIpv6: Address.parse(publicIpv6) }),
+          ttlMs: TTL_MS,
+          ...more,
+        });
+
+      it("is leased under flannel's key, and hosts are told apart by their IPv6 address", async () => {
+        const first = await acquire6(open(), '2001:db8::1');
+        const second = await acquire6(open(), '2001:db8::2');
+        expect(first.subnet.family).toBe(6);
+        expect(first.subnet6).toBeUndefined();
+        expect(second.subnet.overlaps(first.subnet)).toBe(false);
+        expect((await acquire6(open(), '2001:db8::1')).subnet.equals(first.subnet)).toBe(true);
+        const key = leaseKey(first);
+        expect(key).toMatch(/^0\.0\.0\.0-0&fd00:42:0:[0-9a-f]+::-64$/);
+        expect(await harness.get(key)).toMatch(/^\{"PublicIP":"0\.0\.0\.0","PublicIPv6":"2001:db8::1"[,}]/);
+        expect(await harness.keys()).toHaveLength(2);
+      });
+
+      it('is not mistaken for a conflict of everybody with everybody', async () => {
+        const notices: StoreNotice[] = [];
+        await acquire6(open(), '2001:db8::1', { owner: 'node-a' });
+        await acquire6(
+          open((notice) => notices.push(notice)),
+          '2001:db8::2',
+          { owner: 'node-b' },
+        );
+        expect(notices).toEqual([]);
+        const late: StoreNotice[] = [];
+        await acquire6(
+          open((notice) => late.push(notice)),
+          '2001:db8::2',
+          { owner: 'node-c' },
+        );
+        expect(late).toMatchObject([{ kind: 'conflict', reason: expect.stringContaining('2001:db8::2') }]);
+      });
+
+      it.each(['::1', 'ff02::1', 'fd00:42::1'])('refuses the public address %s', async (publicIpv6) => {
+        await expect(acquire6(open(), publicIpv6)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+      });
+
+      it('needs an address of either family', async () => {
+        await expect(acquire(open(), '0.0.0.0')).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+        expect((await acquire(open(), '192.0.2.1')).subnet.family).toBe(6);
       });
     });
 

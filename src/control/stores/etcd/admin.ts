@@ -1,0 +1,179 @@
+/** What operators do to leases in etcd. */
+import { PodwireError } from '../../../errors.js';
+import { checkAddresses, fits } from '../../allocator.js';
+import type { Clock } from '../../clock.js';
+import { encodeLease } from '../../lease-codec.js';
+import { leaseKey, tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
+import { overlap, sameHost, sameSubnets, type Lease, type LeaseAttributes } from '../../lease.js';
+import { parseNetworkConfig } from '../../network-config.js';
+import type { StoreAdmin } from '../../store-admin.js';
+import { EtcdFault } from './faults.js';
+import type { EtcdKeys } from './keys.js';
+import { put, tryDecode, unchanged, type EtcdLeases } from './leases.js';
+import type { KeyValue } from './protocol.js';
+import type { EtcdTransport } from './transport.js';
+import { NO_LEASE, type EtcdView } from './view.js';
+
+export interface EtcdAdminOptions {
+  readonly transport: EtcdTransport;
+  readonly view: EtcdView;
+  readonly keys: EtcdKeys;
+  readonly clock: Clock;
+  readonly leases: EtcdLeases;
+  readonly call: <T>(
+    what: string,
+    signal: AbortSignal | undefined,
+    run: (signal: AbortSignal) => Promise<T>,
+  ) => Promise<T>;
+}
+
+/** Tries of a write that races with an agent's. */
+const ATTEMPTS = 5;
+/** Look-ups of a lease's remaining life that run together. */
+const CONCURRENCY = 32;
+
+export function etcdAdmin(options: EtcdAdminOptions): StoreAdmin {
+  const { call, leases } = options;
+  return {
+    list: (signal) => call('list the leases', signal, (both) => list(options, both)),
+    reserve: (subnets, attributes) =>
+      call('reserve a subnet', undefined, () => again(() => reserve(options, subnets, attributes))),
+    remove: (subnets) => call('remove a lease', undefined, () => again(() => remove(options, subnets))),
+    readConfig: (signal) => call('read the network config', signal, (both) => leases.readConfig(both)),
+    writeConfig: (json) => call('write the network config', undefined, () => writeConfig(options, json)),
+  };
+}
+
+/** Repeats what returns undefined because somebody else wrote at the same time. */
+async function again<T>(run: () => Promise<T | undefined>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    const result = await run();
+    if (result !== undefined) return result;
+    if (attempt >= ATTEMPTS) throw new EtcdFault('unable', 'etcd', 'the lease is being changed by others all the time');
+  }
+}
+
+async function list(options: EtcdAdminOptions, signal: AbortSignal): Promise<readonly Lease[]> {
+  const { leases, keys } = options;
+  const { kvs } = await leases.readAll(signal);
+  const found: Lease[] = [];
+  const open: { at: number; id: string }[] = [];
+  for (const kv of kvs) {
+    const subnets = tryParseLeaseKey(keys.nameOf(kv.key));
+    const stored = subnets && tryDecode(kv.value);
+    if (!stored) continue;
+    const { attributes, owner, expiresAt } = stored;
+    if (kv.lease !== NO_LEASE && !expiresAt) open.push({ at: found.length, id: kv.lease });
+    found.push({
+      ...subnets,
+      attributes,
+      ...(owner !== undefined && { owner }),
+      ...(kv.lease !== NO_LEASE && expiresAt && { expiresAt }),
+    });
+  }
+  await lookUp(options, found, open, signal);
+  return found;
+}
+
+/** flanneld does not write down when its leases end; etcd knows. */
+async function lookUp(
+  { transport, clock }: EtcdAdminOptions,
+  found: Lease[],
+  open: { at: number; id: string }[],
+  signal: AbortSignal,
+): Promise<void> {
+  const work = async (): Promise<void> => {
+    for (let next = open.pop(); next; next = open.pop()) {
+      const { TTL } = await transport.read('leaseTimeToLive', { ID: next.id }, signal);
+      found[next.at] = { ...found[next.at]!, expiresAt: new Date(clock.now() + Math.max(0, Number(TTL)) * 1000) };
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(CONCURRENCY, open.length) }, work));
+}
+
+async function reserve(
+  options: EtcdAdminOptions,
+  subnets: LeaseSubnets,
+  attributes: LeaseAttributes,
+): Promise<Lease | undefined> {
+  const { transport, view, keys, leases } = options;
+  const snapshot = await leases.readAll();
+  const config = leases.parseConfig(snapshot.config?.value.toString());
+  if (!fits(subnets, config)) throw notOfNetwork(subnets);
+  checkAddresses(config, attributes);
+  const name = view.table.nameOf(subnets);
+  const present = snapshot.kvs.find((kv) => keys.nameOf(kv.key) === name);
+  const stored = present && tryDecode(present.value);
+  for (const kv of snapshot.kvs) refuseOverlap(options, kv, subnets, attributes);
+  const { expiresAt: _ends, ...kept } = stored ?? { attributes };
+  const key = keys.keyOf(name);
+  const value = Buffer.from(encodeLease(kept.attributes, kept));
+  const { succeeded, header } = await transport.write('txn', {
+    compare: [
+      ...(snapshot.config ? [unchanged(snapshot.config)] : []),
+      present ? unchanged(present) : { key, result: 'EQUAL', target: 'VERSION', version: 0 },
+      {
+        key: keys.first,
+        range_end: keys.end,
+        result: 'LESS',
+        target: 'CREATE',
+        create_revision: snapshot.revision + 1,
+      },
+    ],
+    success: [put(key, value, undefined)],
+  });
+  if (!succeeded) return undefined;
+  const revision = header?.revision ?? '0';
+  view.put({ key, value, lease: NO_LEASE, mod_revision: revision, create_revision: revision });
+  if (present) leases.revokeUnused(present.lease);
+  const { owner } = kept as { owner?: string };
+  return { ...subnets, attributes: kept.attributes, ...(owner !== undefined && { owner }) };
+}
+
+/** @throws PodwireError LEASE_CONFLICT when `kv` is another host's and shares addresses with `subnets`. */
+function refuseOverlap(
+  { keys }: EtcdAdminOptions,
+  kv: KeyValue,
+  subnets: LeaseSubnets,
+  attributes: LeaseAttributes,
+): void {
+  const name = keys.nameOf(kv.key);
+  const theirs = tryParseLeaseKey(name) ?? keys.heldByFlannel(name);
+  if (!theirs || !overlap(theirs, subnets)) return;
+  const stored = tryDecode(kv.value);
+  const isSame = sameSubnets(theirs, subnets) && stored && sameHost(stored.attributes, attributes);
+  if (isSame) return;
+  const holder = stored?.attributes.publicIp.toString() ?? 'somebody whose entry cannot be read';
+  throw new PodwireError(
+    'LEASE_CONFLICT',
+    `cannot reserve ${leaseKey(subnets)}: ${keys.pathOf(name)} is held by ${holder}; choose another subnet or release that one`,
+  );
+}
+
+async function remove(options: EtcdAdminOptions, subnets: LeaseSubnets): Promise<boolean | undefined> {
+  const { transport, view, keys, leases } = options;
+  const { kvs } = await leases.readAll();
+  const name = view.table.nameOf(subnets);
+  const kv = kvs.find((each) => keys.nameOf(each.key) === name);
+  if (!kv) return false;
+  const { succeeded, header } = await transport.write('txn', {
+    compare: [unchanged(kv)],
+    success: [{ request_delete_range: { key: kv.key } }],
+  });
+  if (!succeeded) return undefined;
+  view.delete(name, Number(header?.revision ?? 0));
+  leases.revokeUnused(kv.lease);
+  return true;
+}
+
+async function writeConfig({ transport, keys }: EtcdAdminOptions, json: string): Promise<void> {
+  parseNetworkConfig(json);
+  await transport.read('txn', { success: [put(keys.config, Buffer.from(json), undefined)] });
+}
+
+function notOfNetwork(subnets: LeaseSubnets): PodwireError {
+  return new PodwireError(
+    'INVALID_ARGUMENT',
+    `cannot reserve ${leaseKey(subnets)}: the network config would not hand it out (range, subnet length, families)`,
+  );
+}

@@ -1,0 +1,92 @@
+/**
+ * Raw access to etcd behind the stores' backs, and time that passes at will: etcd counts a lease's life in real
+ * seconds, so {@link EtcdTime} revokes the leases whose life is over by a manual clock.
+ */
+import { randomBytes } from 'node:crypto';
+import type { ManualClock } from '../../src/control/clock.js';
+import { EtcdTransport } from '../../src/control/stores/etcd/transport.js';
+import type { KeyValue } from '../../src/control/stores/etcd/protocol.js';
+import { parseEndpoints, TlsFiles, type ConnectionOptions } from '../../src/control/stores/etcd/settings.js';
+
+export class RawEtcd {
+  readonly transport: EtcdTransport;
+
+  constructor(options: ConnectionOptions) {
+    const { username, password } = options;
+    this.transport = new EtcdTransport({
+      endpoints: parseEndpoints(options),
+      tls: options.caFile === undefined ? undefined : new TlsFiles(options),
+      username,
+      password,
+      requestTimeoutMs: 10_000,
+      random: () => 0,
+    });
+  }
+
+  async put(key: string, value: string, lease = '0'): Promise<void> {
+    const put = { request_put: { key: Buffer.from(key), value: Buffer.from(value), lease } };
+    await this.transport.read('txn', { success: [put] });
+  }
+
+  async get(key: string): Promise<KeyValue | undefined> {
+    return (await this.transport.read('range', { key: Buffer.from(key) })).kvs[0];
+  }
+
+  async delete(key: string): Promise<void> {
+    await this.transport.read('txn', { success: [{ request_delete_range: { key: Buffer.from(key) } }] });
+  }
+
+  /** All keys that start with `prefix`. */
+  async list(prefix: string): Promise<readonly KeyValue[]> {
+    const end = Buffer.from(prefix);
+    end[end.length - 1]! += 1;
+    return (await this.transport.read('range', { key: Buffer.from(prefix), range_end: end })).kvs;
+  }
+
+  async grant(seconds: number): Promise<string> {
+    const id = String((randomBytes(8).readBigUInt64BE() >> 1n) | 1n);
+    return (await this.transport.read('leaseGrant', { TTL: seconds, ID: id })).ID;
+  }
+
+  /** Remaining and granted life in seconds, and the keys bound to the lease; -1 when it is gone. */
+  async timeToLive(id: string): Promise<{ left: number; granted: number; keys: string[] }> {
+    const { TTL, grantedTTL, keys } = await this.transport.read('leaseTimeToLive', { ID: id, keys: true });
+    return { left: Number(TTL), granted: Number(grantedTTL), keys: keys.map((key) => key.toString()) };
+  }
+
+  async revoke(id: string): Promise<void> {
+    await this.transport.read('leaseRevoke', { ID: id });
+  }
+
+  close(): void {
+    this.transport.close();
+  }
+}
+
+/** Leases end by the clock instead of etcd's seconds. What was granted since the last step was granted at its end. */
+export class EtcdTime {
+  readonly #raw: RawEtcd;
+  readonly #prefix: string;
+  readonly #clock: ManualClock;
+  readonly #ends = new Map<string, number>();
+
+  constructor(raw: RawEtcd, prefix: string, clock: ManualClock) {
+    this.#raw = raw;
+    this.#prefix = prefix;
+    this.#clock = clock;
+  }
+
+  async advance(ms: number): Promise<void> {
+    for (const { lease } of await this.#raw.list(this.#prefix)) {
+      if (lease === '0' || this.#ends.has(lease)) continue;
+      const { granted } = await this.#raw.timeToLive(lease);
+      this.#ends.set(lease, this.#clock.now() + granted * 1000);
+    }
+    await this.#clock.advance(ms);
+    for (const [lease, endMs] of this.#ends) {
+      if (endMs > this.#clock.now()) continue;
+      this.#ends.delete(lease);
+      await this.#raw.revoke(lease).catch(() => undefined);
+    }
+  }
+}
