@@ -224,6 +224,21 @@ static napi_value socket_drops(napi_env env, napi_callback_info info)
   return get_int(env, argv[0], &fd) ? integer(env, pw_socket_drops(fd)) : NULL;
 }
 
+/* probeAsk(fd, addressBytes, port, nonce) -> 0 | -errno */
+static napi_value probe_ask(napi_env env, napi_callback_info info)
+{
+  ARGS(4)
+  void *address;
+  size_t bytes;
+  int fd, port, nonce;
+  struct sockaddr_storage s;
+  if (!get_int(env, argv[0], &fd) || !get_bytes(env, argv[1], &address, &bytes) || !get_int(env, argv[2], &port) ||
+      !get_int(env, argv[3], &nonce))
+    return NULL;
+  const socklen_t n = make_sockaddr(&s, address, bytes, port);
+  return integer(env, n ? pw_probe_ask(fd, (struct sockaddr *)&s, n, (uint32_t)nonce) : -EINVAL);
+}
+
 /* linkRead(index) -> {txDropped, rxDropped, mtu, flags} | -errno */
 static napi_value link_read(napi_env env, napi_callback_info info)
 {
@@ -437,7 +452,9 @@ static const struct {
     CONSTANT(REPLY_BASE) CONSTANT(META_TOTAL_WORDS) CONSTANT(E_OFFSET) CONSTANT(E_LENGTH) CONSTANT(E_GSO)
     CONSTANT(E_FLAGS) CONSTANT(E_HEADER) CONSTANT(E_HASH) CONSTANT(E_VERDICT) CONSTANT(E_SEGMENTS) CONSTANT(EF_TCP)
     CONSTANT(EF_UDP) CONSTANT(EF_BAD) CONSTANT(V_FRAGMENT) CONSTANT(I_OFFSET) CONSTANT(I_LENGTH) CONSTANT(I_SEGMENTS)
-    CONSTANT(I_MESSAGE) CONSTANT(I_VERDICT) CONSTANT(I_BYTES) CONSTANT(I_FLAGS) CONSTANT(IF_TRUNCATED)
+    CONSTANT(I_MESSAGE) CONSTANT(I_VERDICT) CONSTANT(I_BYTES) CONSTANT(I_FLAGS) CONSTANT(IF_TRUNCATED) CONSTANT(IF_PROBE)
+    CONSTANT(PROBE_QUESTION) CONSTANT(PROBE_ANSWER) CONSTANT(PROBE_TYPE) CONSTANT(PEER_PROBES_HEARD)
+    CONSTANT(PEER_PROBE_ANSWERS) CONSTANT(PEER_PROBE_MICROSECONDS)
     CONSTANT(NEXTHOP_ENCAP) CONSTANT(VXLAN_BYTES)
     CONSTANT(M_FAMILY) CONSTANT(M_WORD0) CONSTANT(M_PORT) CONSTANT(M_LENGTH) CONSTANT(R_OFFSET) CONSTANT(R_LENGTH)
     CONSTANT(R_L4_OFFSET) CONSTANT(R_FAMILY) CONSTANT(PEER_WORDS) CONSTANT(PEER_TX_DROPS)
@@ -475,7 +492,8 @@ NAPI_MODULE_INIT()
       {"udpOpen", udp_open},         {"icmpOpen", icmp_open},     {"eventOpen", event_open},
       {"eventSignal", event_signal}, {"closeFd", close_fd},       {"socketDrops", socket_drops},
       {"linkRead", link_read},       {"checksum", checksum},      {"probeUdpSegments", probe_udp_segments},
-      {"notify", notify},            {"noop", noop},                {"layout", layout},          {"engineCreate", engine_create},
+      {"notify", notify},            {"probeAsk", probe_ask},     {"noop", noop},
+      {"layout", layout},            {"engineCreate", engine_create},
   };
   pw_checksum_init(NULL);
   for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {

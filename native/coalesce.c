@@ -208,8 +208,12 @@ int pw_coalesce(struct pw_engine *e)
       const uint32_t at = (uint32_t)(m * PW_UDP_SLOT) + e->parse_offset;
       if (e->encap_bytes && n < length && !e->parse_offset && length >= least)
         n = pw_vxlan_span(e->c.udp_arena + at, n, length);
+      const int probe = n < least ? pw_probe_take(e, m, at, n) : 0;
+      if (probe < 0)
+        return (int)e->ingress_rows;
       if (n < least) {
-        pw_count(e, PW_C_dropShort, 1);
+        if (!probe)
+          pw_count(e, PW_C_dropShort, 1);
       } else if (!e->encap_bytes || pw_vxlan_take(e, m, e->c.udp_arena + at)) {
         if (take_packet(e, m, at + e->encap_bytes, n - e->encap_bytes,
                         cut && e->parse_offset + n == length ? PW_IF_TRUNCATED : 0))

@@ -208,6 +208,9 @@ bool pw_ecn_in(uint8_t *p, uint8_t outer_tos);
 bool pw_vxlan_take(struct pw_engine *e, unsigned message, uint8_t *frame);
 bool pw_checksum_is_partial(const uint8_t *p, const struct pw_ip *ip);
 uint32_t pw_vxlan_span(const uint8_t *frame, uint32_t size, uint32_t length);
+/* probe.c: a row for a probe: 1, or 0 when the n bytes are none, or -ENOSPC */
+int pw_probe_take(struct pw_engine *e, unsigned message, uint32_t offset, size_t n);
+void pw_probe_answer(struct pw_engine *e, const int32_t *row);
 /* wait.c */
 int pw_wait(struct pw_engine *e, int timeout_ms);
 int64_t pw_now_ns(void);

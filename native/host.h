@@ -56,6 +56,8 @@ int pw_link_read(int index, struct pw_link *out);
  * "@abstract". 0 or -errno; -EAFNOSUPPORT for any other form.
  */
 int pw_notify(const char *address, const char *text);
+/* Sends the question of a peer probe (probe.c). 0 or -errno. */
+int pw_probe_ask(int fd, const struct sockaddr *to, socklen_t bytes, uint32_t nonce);
 
 /* Most segments a UDP_SEGMENT send takes here: 127, 64, or 0 when the kernel has none. */
 unsigned pw_probe_udp_segments(void);

@@ -242,6 +242,10 @@ void pw_ingress_write(struct pw_engine *e)
     const int32_t *r = pw_ingress_row(e, i);
     if (r[PW_I_VERDICT] <= 0)
       continue;
+    if (r[PW_I_FLAGS] & PW_IF_PROBE) {
+      pw_probe_answer(e, r);
+      continue;
+    }
     const uint32_t host = (uint32_t)r[PW_I_VERDICT] - 1, count = (uint32_t)r[PW_I_SEGMENTS];
     pw_count(e, PW_C_ingressSuperpackets, 1);
     if (r[PW_I_FLAGS] & PW_IF_WHOLE) {

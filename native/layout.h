@@ -59,6 +59,12 @@
 #define PW_IF_UDP 2
 #define PW_IF_TRUNCATED 4 /* the datagram did not fit its receive slot: bytes are missing */
 #define PW_IF_WHOLE 8     /* one packet above the MTU with a partial checksum: cut into PW_I_SEGMENTS on delivery */
+#define PW_IF_PROBE 16    /* a peer probe (probe.c), PW_I_BYTES are the microseconds since its clock word or -1 */
+
+#define PW_PROBE_BYTES 16
+#define PW_PROBE_QUESTION 1 /* the byte at offset 4; a verdict other than 0 has it answered */
+#define PW_PROBE_ANSWER 2
+#define PW_PROBE_TYPE 4 /* offset of that byte; a nonce of three bytes follows */
 
 /* ---- message row: one received datagram, or the several that UDP_GRO put together ------------------------------- */
 #define PW_M_FAMILY 0  /* 4 or 6: the outer sender's address family (an IPv4-mapped IPv6 address counts as 4) */
@@ -100,6 +106,8 @@
   X(repliesSent) \
   X(repliesLimited) \
   X(repliesSuppressed) \
+  X(probesAnswered) \
+  X(probesIgnored) \
   X(dropNoRoute) \
   X(dropOwnSubnet) \
   X(dropMulticast) \
@@ -128,12 +136,15 @@
 enum pw_counter { PW_COUNTERS(PW_COUNTER_ENUM) PW_COUNTER_COUNT };
 
 /*
- * per next hop and worker: float64 [txPackets, txBytes, rxPackets, rxBytes, txDrops, rxDrops]; those of rx are indexed by
- * host id
+ * per next hop and worker: float64 [txPackets, txBytes, rxPackets, rxBytes, txDrops, rxDrops, probes heard, answers to our
+ * probes, microseconds that those took]; all but those of tx are indexed by host id
  */
-#define PW_PEER_WORDS 6
+#define PW_PEER_WORDS 9
 #define PW_PEER_TX_DROPS 4
 #define PW_PEER_RX_DROPS 5
+#define PW_PEER_PROBES_HEARD 6
+#define PW_PEER_PROBE_ANSWERS 7
+#define PW_PEER_PROBE_MICROSECONDS 8
 
 /* ---- next-hop row of the FIB (src/fib/layout.ts), 64 bytes ------------------------------------------------------ */
 #define PW_NEXTHOP_BYTES 64

@@ -11,6 +11,7 @@ export type { OverlayMtu } from './net/mtu.js';
 export { Dataplane } from './dataplane/dataplane.js';
 export type { DataplaneOptions, DataplaneStats, PeerStats } from './dataplane/dataplane.js';
 export type { Logger } from './dataplane/logger.js';
+export type { PeerProbe } from './dataplane/probes.js';
 export type { PathMtuOptions } from './dataplane/pmtu.js';
 export type { NextHop, RouteTable } from './fib/fib.js';
 export type { Capabilities } from './io/ports.js';

@@ -34,7 +34,7 @@ export interface AgentConfig {
   readonly txQueueLength?: number;
   readonly dataplane: Pick<
     DataplaneOptions,
-    'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu'
+    'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'peerProbes'
   >;
   /** Where health checks and metrics are served; absent: nowhere. */
   readonly health?: { readonly host: string; readonly port: number };
@@ -197,6 +197,7 @@ function readDataplane(read: FlagReader): AgentConfig['dataplane'] {
       udp: read.choice('udp-offload', ['auto', 'gso', 'mmsg', 'single']),
     },
     spin: read.choice('spin', ['adaptive', 'off', 'always']),
+    peerProbes: read.bool('peer-probes'),
     ...(read.bool('path-mtu-probes') ? {} : { pathMtu: false as const }),
   };
 }

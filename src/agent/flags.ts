@@ -119,6 +119,7 @@ export const FLAGS: readonly Flag[] = [
     ['udp-offload', 'text', 'auto|gso|mmsg|single', 'best batching to ask of the sockets', 'auto'],
     ['spin', 'text', 'adaptive|off|always', 'poll for a moment before sleeping', 'adaptive'],
     ['path-mtu-probes', 'bool', 'bool', 'measure the path MTU to every peer', 'true'],
+    ['peer-probes', 'bool', 'bool', 'measure round trip and loss to every peer', 'true'],
   ]),
   ...rows('own', 'observe', [
     ['environment-file', 'text', 'path', 'more FLANNELD_ and PODWIRE_ variables, read again on SIGHUP'],

@@ -3,7 +3,7 @@
  * a silent host shows within a second.
  */
 import type { Batch } from '../io/batch.js';
-import { PEER_WORDS } from '../io/batch.js';
+import { PEER_PROBES_HEARD, PEER_WORDS } from '../io/batch.js';
 
 const LOOK_EVERY_MS = 1000;
 /** rxPackets in a host's words. */
@@ -52,7 +52,7 @@ export class PeerActivity {
     for (let id = 1; id < this.#end; id++) this.#lookAt(id, now);
   }
 
-  /** Milliseconds since a packet of this host was delivered, as far as was looked; undefined for never. */
+  /** Milliseconds since a packet of this host was delivered or a probe of it heard, as far as was looked; undefined for never. */
   lastHeardMs(hostId: number): number | undefined {
     const now = this.#now();
     this.#lookAt(hostId, now);
@@ -62,7 +62,9 @@ export class PeerActivity {
 
   #lookAt(id: number, now: number): void {
     let packets = 0;
-    for (const { peers } of this.#batches) packets += peers[id * PEER_WORDS + RX_PACKETS]!;
+    for (const { peers } of this.#batches) {
+      packets += peers[id * PEER_WORDS + RX_PACKETS]! + peers[id * PEER_WORDS + PEER_PROBES_HEARD]!;
+    }
     if (packets === this.#packets[id]) return;
     this.#packets[id] = packets;
     this.#heardAt[id] = now;

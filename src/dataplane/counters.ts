@@ -26,6 +26,8 @@ export const COUNTERS = {
   repliesSent: 'ICMP errors sent to pods',
   repliesLimited: 'ICMP errors not sent: rate limit',
   repliesSuppressed: 'ICMP errors not sent: RFC 1122, 1812 or 4443 forbids an answer to that packet',
+  probesAnswered: 'peer probes answered',
+  probesIgnored: 'peer probes of hosts without a lease, and answers to no question of ours',
   dropNoRoute: 'from a pod: no lease holds the destination',
   dropOwnSubnet: 'from a pod: the destination is this host’s own, so it would loop',
   dropMulticast: 'from a pod or this host: multicast, broadcast or link-local destination, not carried',

@@ -35,11 +35,13 @@ import {
   NOTE_SPOOFED,
   NOTE_UNKNOWN_SENDER,
   POLICY_OVERHEAD,
+  POLICY_PROBE_NONCE,
   POLICY_SOURCE_CHECK,
   POLICY_WORDS,
   SOURCE_CHECKS,
   readNote,
 } from './policy.js';
+import { PeerProbes } from './probes.js';
 import type { DataplaneStats } from './stats.js';
 import { Supervisor } from './supervisor.js';
 
@@ -69,6 +71,7 @@ export class Dataplane implements AsyncDisposable {
   readonly #parts: Parts;
   readonly #pathMtu: PathMtuTable;
   readonly #dropLog: DropLog;
+  readonly #probes: PeerProbes;
   readonly #onExit: () => void;
   #settle!: { resolve: () => void; reject: (error: PodwireError) => void };
   #closing: Promise<void> | undefined;
@@ -104,6 +107,16 @@ export class Dataplane implements AsyncDisposable {
     );
     this.#dropLog.start();
     parts.activity.start();
+    this.#probes = new PeerProbes({
+      batches: parts.supervisor.workers.map(({ batch }) => batch),
+      peers: () => fib.nextHopRows(),
+      ask: ({ address, port }, nonce) => void kernel.askProbe(address.bytes, port, nonce),
+      logger: options.logger,
+    });
+    if (options.peerProbes) {
+      parts.policy[POLICY_PROBE_NONCE] = this.#probes.nonce;
+      this.#probes.start();
+    }
   }
 
   /**
@@ -176,6 +189,7 @@ export class Dataplane implements AsyncDisposable {
     const peers = fib.nextHopRows().map((row) => {
       const { index, hostId, port, pathMtu, routes } = row;
       const lastHeardMs = activity.lastHeardMs(hostId);
+      const probe = this.#probes.of(hostId);
       return {
         address: row.address.toString(),
         port,
@@ -186,6 +200,7 @@ export class Dataplane implements AsyncDisposable {
         txDrops: peerSum(batches, index, PEER_TX_DROPS),
         rxDrops: peerSum(batches, hostId, PEER_RX_DROPS),
         ...(lastHeardMs === undefined ? {} : { lastHeardMs }),
+        ...(probe === undefined ? {} : { probe }),
         pathMtu,
         routes,
       };
@@ -239,6 +254,7 @@ export class Dataplane implements AsyncDisposable {
       process.removeListener('exit', this.#onExit);
       this.#dropLog.stop();
       this.#parts.activity.stop();
+      this.#probes.stop();
       this.#pathMtu.close();
       await this.#parts.supervisor.stop();
       this.#parts.kernel.close();

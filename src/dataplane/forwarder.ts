@@ -30,8 +30,10 @@ import {
   E_OFFSET,
   E_SEGMENTS,
   E_VERDICT,
+  IF_PROBE,
   IF_TRUNCATED,
   INGRESS_BASE,
+  I_BYTES,
   I_FLAGS,
   I_LENGTH,
   I_MESSAGE,
@@ -45,9 +47,14 @@ import {
   META_REPLY_COUNT,
   M_FAMILY,
   M_WORD0,
+  PEER_PROBES_HEARD,
+  PEER_PROBE_ANSWERS,
+  PEER_PROBE_MICROSECONDS,
   PEER_RX_DROPS,
   PEER_TX_DROPS,
   PEER_WORDS,
+  PROBE_QUESTION,
+  PROBE_TYPE,
   REPLY_BASE,
   REPLY_SLOT,
   ROW_WORDS,
@@ -62,6 +69,7 @@ import {
   NOTE_SPOOFED,
   NOTE_UNKNOWN_SENDER,
   POLICY_OVERHEAD,
+  POLICY_PROBE_NONCE,
   POLICY_SOURCE_CHECK,
   SOURCE_CHECK_OFF,
   SOURCE_CHECK_STRICT,
@@ -85,6 +93,7 @@ const DROP_TRUNCATED = counterIndex('dropTruncated');
 const DROP_UNKNOWN_SENDER = counterIndex('dropUnknownSender');
 const DROP_SPOOFED_SOURCE = counterIndex('dropSpoofedSource');
 const DROP_NOT_LOCAL = counterIndex('dropNotLocal');
+const PROBES_IGNORED = counterIndex('probesIgnored');
 const REPLIES_LIMITED = counterIndex('repliesLimited');
 const REPLIES_SUPPRESSED = counterIndex('repliesSuppressed');
 
@@ -184,7 +193,11 @@ export class Forwarder {
       const length = meta[row + I_LENGTH]!;
       const segments = meta[row + I_SEGMENTS]!;
       meta[row + I_VERDICT] = 0;
-      if ((meta[row + I_FLAGS]! & IF_TRUNCATED) !== 0) {
+      if ((meta[row + I_FLAGS]! & (IF_TRUNCATED | IF_PROBE)) !== 0) {
+        if ((meta[row + I_FLAGS]! & IF_PROBE) !== 0) {
+          this.#probe(row, offset, senders[meta[row + I_MESSAGE]!]!);
+          continue;
+        }
         counters[DROP_TRUNCATED]! += segments;
         this.#dropFrom(senders[meta[row + I_MESSAGE]!]!, segments);
         continue;
@@ -226,6 +239,26 @@ export class Forwarder {
       }
       meta[row + I_VERDICT] = 1 + host;
     }
+  }
+
+  /** A probe of a host that holds a lease is answered; its answer to a question of ours is counted with the time it took. */
+  #probe(row: number, offset: number, host: number): void {
+    const { meta, udpView, counters, peers } = this.#batch;
+    const base = host * PEER_WORDS;
+    const isQuestion = udpView.getUint8(offset + PROBE_TYPE) === PROBE_QUESTION;
+    const nonce = udpView.getInt32(offset + PROBE_TYPE) & 0xffffff;
+    const microseconds = meta[row + I_BYTES]!;
+    if (host === 0 || (!isQuestion && (nonce !== this.#policy[POLICY_PROBE_NONCE]! || microseconds < 0))) {
+      counters[PROBES_IGNORED]! += 1;
+      return;
+    }
+    peers[base + PEER_PROBES_HEARD]! += 1;
+    if (isQuestion) {
+      meta[row + I_VERDICT] = 1 + host;
+      return;
+    }
+    peers[base + PEER_PROBE_ANSWERS]! += 1;
+    peers[base + PEER_PROBE_MICROSECONDS]! += microseconds;
   }
 
   /** Counts a drop for the host that sent it; 0 is nobody known. */

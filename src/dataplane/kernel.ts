@@ -137,6 +137,12 @@ export class KernelSide {
     }
   }
 
+  /** Sends the question of a peer probe from the data port. False when it could not be sent. */
+  askProbe(address: Uint8Array, port: number, nonce: number): boolean {
+    const fd = this.queues.find(({ udpFd }) => udpFd >= 0)?.udpFd;
+    return fd !== undefined && addon().probeAsk(fd, address, port, nonce) === 0;
+  }
+
   /** Whether the device still exists. */
   deviceExists(): boolean {
     return typeof addon().linkRead(this.device.index) !== 'number';

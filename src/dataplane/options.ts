@@ -47,6 +47,8 @@ export interface DataplaneOptions {
   readonly spin?: SpinMode;
   /** Path MTU probing by ICMP where the optional package raw-socket loads; `false` switches it off. */
   readonly pathMtu?: PathMtuOptions | false;
+  /** `true` (default) asks every peer once a second for a sign of life, see probes.ts; `false` only answers theirs. */
+  readonly peerProbes?: boolean;
   /** The MTU configured on the route to an underlay address, if any: never one that the kernel learnt from ICMP. */
   readonly configuredMtu?: (underlay: Address) => Promise<number | undefined>;
   /** Most routes at a time, default 20,000; memory is committed as it is used. */
@@ -70,6 +72,7 @@ export interface ResolvedOptions {
   readonly udp: UdpRung;
   readonly spin: SpinMode;
   readonly pathMtu: PathMtuOptions | false;
+  readonly peerProbes: boolean;
   readonly configuredMtu: ((underlay: Address) => Promise<number | undefined>) | undefined;
   readonly maxRoutes: number;
   readonly logger: Logger;
@@ -148,6 +151,7 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     udp: udpRung(options.offload?.udp),
     spin: oneOf('spin', options.spin, ['off', 'adaptive', 'always'], 'adaptive'),
     pathMtu: options.pathMtu === false ? false : pathMtuSettings(options.pathMtu ?? {}),
+    peerProbes: options.peerProbes ?? true,
     configuredMtu: options.configuredMtu,
     maxRoutes: whole('maxRoutes', options.maxRoutes, 1, MOST_ROUTES, 20_000),
     logger: options.logger ?? silentLogger,

@@ -6,6 +6,8 @@
 export const POLICY_SOURCE_CHECK = 0;
 /** Bytes between inner packet and outer packet. */
 export const POLICY_OVERHEAD = 1;
+/** The nonce of our peer probes; 0 is never one. */
+export const POLICY_PROBE_NONCE = 6;
 /** Token buckets (net/icmp.ts), two words each. */
 export const TOKENS_UNREACHABLE = 2;
 export const TOKENS_TOO_BIG = 4;

@@ -1,6 +1,7 @@
 /** What {@link Dataplane.stats} gives: counters, peers and path MTUs at one moment. */
 import type { TotalName } from './counters.js';
 import type { PathMtuStats } from './pmtu.js';
+import type { PeerProbe } from './probes.js';
 import type { WorkerState } from './supervisor.js';
 
 export interface PeerStats {
@@ -18,6 +19,8 @@ export interface PeerStats {
   readonly rxDrops: number;
   /** Milliseconds since a packet of this host was last delivered, to a second; absent when none was. */
   readonly lastHeardMs?: number;
+  /** Answers to probes; absent when it was not asked. */
+  readonly probe?: PeerProbe;
   /** Bytes of outer packet. */
   readonly pathMtu: number;
   readonly routes: number;

@@ -49,6 +49,12 @@ export const I_VERDICT = 5;
 export const I_BYTES = 6;
 export const I_FLAGS = 7;
 export const IF_TRUNCATED = 4;
+/** A peer probe: 16 bytes, see native/probe.c; I_BYTES is the microseconds since its clock word, or -1. */
+export const IF_PROBE = 16;
+export const PROBE_QUESTION = 1;
+export const PROBE_ANSWER = 2;
+/** Offset of the byte that tells which; a nonce of three bytes follows. */
+export const PROBE_TYPE = 4;
 
 /** Where a next-hop row has the header that stands in front of inner packets, and the most bytes that it may have. */
 export const NEXTHOP_ENCAP = 42;
@@ -72,10 +78,16 @@ export const TUN_SLOT = 65_632;
 /** One reply is at most an ICMPv6 error: 1280 bytes. */
 export const REPLY_SLOT = 1280;
 
-/** Per next hop (transmit) and host id (receive): float64 txPackets, txBytes, rxPackets, rxBytes, txDrops, rxDrops. */
-export const PEER_WORDS = 6;
+/**
+ * Per next hop (transmit) and host id (receive): float64 txPackets, txBytes, rxPackets, rxBytes, txDrops, rxDrops, and of
+ * peer probes: heard, answers to ours, microseconds that those took.
+ */
+export const PEER_WORDS = 9;
 export const PEER_TX_DROPS = 4;
 export const PEER_RX_DROPS = 5;
+export const PEER_PROBES_HEARD = 6;
+export const PEER_PROBE_ANSWERS = 7;
+export const PEER_PROBE_MICROSECONDS = 8;
 
 /** A next hop's index gets a new meaning: what was counted for its last one goes. */
 export function clearTransmitCounts(peers: Float64Array, index: number): void {
@@ -88,7 +100,7 @@ export function clearTransmitCounts(peers: Float64Array, index: number): void {
 export function clearReceiveCounts(peers: Float64Array, hostId: number): void {
   const base = hostId * PEER_WORDS;
   peers.fill(0, base + 2, base + 4);
-  peers[base + PEER_RX_DROPS] = 0;
+  peers.fill(0, base + PEER_RX_DROPS, base + PEER_WORDS);
 }
 
 /** Where the regions of one batch lie in `buffer`, in bytes. Safe to post to a worker. */

@@ -41,6 +41,7 @@ interface Addon {
   eventSignal(fd: number): number;
   closeFd(fd: number): number;
   socketDrops(fd: number): number;
+  probeAsk(fd: number, address: Uint8Array, port: number, nonce: number): number;
   linkRead(index: number): { txDropped: number; rxDropped: number; mtu: number; flags: number } | number;
   notify(address: string, text: string): number;
   probeUdpSegments(): number;

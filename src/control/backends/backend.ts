@@ -18,7 +18,7 @@ import type { VxlanMode } from './vxlan-config.js';
 /** What the caller may choose about the data plane; the rest follows from the network and the host. */
 export type DataplaneChoices = Pick<
   DataplaneOptions,
-  'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'maxRoutes'
+  'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'peerProbes' | 'maxRoutes'
 >;
 
 export interface BackendOptions {

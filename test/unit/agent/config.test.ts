@@ -99,6 +99,7 @@ test('every value arrives', () => {
       sourcePort: 'fixed',
       offload: { tun: 'tso', udp: 'mmsg' },
       spin: 'off',
+      peerProbes: true,
       pathMtu: false,
     },
     logLevel: 'debug',

@@ -8,7 +8,7 @@ import { type LeaseTable, readLeaseTable, writeLeaseTable } from '../../../src/c
 import type { Lease, StoreNotice } from '../../../src/control/lease.js';
 import { formatNetworkConfig, parseNetworkConfig } from '../../../src/control/network-config.js';
 import { MemoryStoreServer } from '../../../src/control/stores/memory.js';
-import { PodwireError } from '../../../src/errors.js';
+import type { PodwireError } from '../../../src/errors.js';
 import { Prefix } from '../../../src/net/prefix.js';
 import { attributesOf, leaseOf, Watcher } from '../../support/leases.js';
 import { until } from '../../support/process.js';
