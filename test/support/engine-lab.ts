@@ -93,7 +93,6 @@ export class EngineLab implements AsyncDisposable {
       device: 'flannel0',
       bind: { address: host.underlay },
       local: [host.subnet, host.subnet6],
-      peerProbes: false,
       ownAddresses: [host.underlay, `10.244.${String(host.number)}.1`],
       ...more,
     };

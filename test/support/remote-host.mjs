@@ -61,7 +61,7 @@ async function bound(address, port, options = {}) {
 
 const calls = {
   async open(options) {
-    dataplane = await Dataplane.open({ pathMtu: false, logger, ...options });
+    dataplane = await Dataplane.open({ pathMtu: false, peerProbes: false, logger, ...options });
     dataplane.closed.then(
       () => print({ event: 'closed' }),
       (error) => print({ event: 'closed', error: describe(error) }),
