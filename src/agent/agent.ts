@@ -7,9 +7,10 @@ import { messageOf } from '../errors.js';
 import { checkSystem } from '../host/system.js';
 import type { LeaseStore, Logger, Overlay } from '../index.js';
 import type { AgentConfig } from './config.js';
-import { ControlSocket } from './control-socket.js';
+import { ControlSocket, TextAnswer } from './control-socket.js';
 import { Health, problemsOf } from './health.js';
 import { HttpServer, type HttpRoutes } from './http-server.js';
+import { createMetrics } from './metrics.js';
 import { needRestart, reloadSurroundings } from './reload.js';
 import { agentStatus } from './status.js';
 import { openStore } from './stores.js';
@@ -71,14 +72,23 @@ export class Agent {
       this.#log.info({ version: VERSION, pid: process.pid, store: store.description }, 'podwire agent starts');
       for (const warning of config.warnings) this.#log.warn({}, warning);
       await checkSystem();
+      const metrics = createMetrics({
+        version: VERSION,
+        overlay: () => this.#overlay?.status(),
+        store: () => store.metrics?.(),
+        ready: async () => (await this.#health.ready()).ok,
+        maxPeers: config.metricsPeers,
+      });
       const control = await ControlSocket.open(config.controlSocket, {
+        '/metrics': async () => new TextAnswer(await metrics.handler()),
         '/v1/status': () =>
           this.#overlay === undefined
             ? undefined
             : agentStatus({ version: VERSION, pid: process.pid, startedAt }, this.#overlay.status()),
       });
       closing.push(() => control.close());
-      if (config.health !== undefined) closing.push(await this.#serve(config.health, this.#health.routes));
+      const routes = { ...this.#health.routes, '/metrics': metrics.handler };
+      if (config.health !== undefined) closing.push(await this.#serve(config.health, routes));
       closing.push(this.#keepLooking());
       const overlay = await joinOverlay(overlayOptions(config, store, this.#surroundings));
       closing.push(() => overlay.close({ release: config.releaseOnExit }));

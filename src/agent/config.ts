@@ -38,6 +38,8 @@ export interface AgentConfig {
   >;
   /** Where health checks and metrics are served; absent: nowhere. */
   readonly health?: { readonly host: string; readonly port: number };
+  /** Hosts with metrics of their own. */
+  readonly metricsPeers: number;
   readonly logLevel: LogLevel;
   readonly logFormat: LogFormat;
   /** Lines for the operator that are no errors: flags and variables without effect. */
@@ -85,6 +87,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     ...(read.isSet('tx-queue-length') ? { txQueueLength: read.int('tx-queue-length', 1, 1_000_000) } : {}),
     dataplane: readDataplane(read),
     ...(health === undefined ? {} : { health }),
+    metricsPeers: read.int('metrics-peers', 0, 10_000),
     logLevel: readLogLevel(read),
     logFormat: read.choice('log-format', ['auto', 'json', 'pretty']),
     warnings,

@@ -2,7 +2,7 @@
  * The agent's control socket: HTTP over a unix socket that only its owner (root) may open.
  *
  * `GET /v1/status` answers with the agent's {@link AgentStatus} as JSON, or with 503 and `{"error": …}` while it is
- * starting. The socket also says that an agent is there: a second one for the same subnet file finds it alive, while
+ * starting; `GET /metrics` with the agent's metrics as text. The socket also says that an agent is there: a second one for the same subnet file finds it alive, while
  * the socket of a dead process refuses connections and is replaced.
  */
 import { createHash, randomBytes } from 'node:crypto';
@@ -13,8 +13,22 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
 
-/** Answers a request path with a JSON value, or with undefined while there is nothing to tell yet. */
+/**
+ * Answers a request path with a JSON value or a {@link TextAnswer}, or with a promise of one; with undefined while there
+ * is nothing to tell yet.
+ */
 export type ControlRoutes = Readonly<Record<string, () => unknown>>;
+
+/** An answer that is no JSON. */
+export class TextAnswer {
+  readonly contentType: string;
+  readonly body: string;
+
+  constructor(answer: { readonly contentType: string; readonly body: string }) {
+    this.contentType = answer.contentType;
+    this.body = answer.body;
+  }
+}
 
 const REQUEST_TIMEOUT_MS = 5_000;
 const LOCK_WAIT_MS = 1_000;
@@ -40,7 +54,7 @@ export class ControlSocket implements AsyncDisposable {
    * @throws {PodwireError} `DEVICE_IN_USE` when a live agent answers there; `SYSTEM` when it cannot be made.
    */
   static async open(path: string, routes: ControlRoutes): Promise<ControlSocket> {
-    const server = createServer((incoming, response) => answer(routes, incoming, response));
+    const server = createServer((incoming, response) => void answer(routes, incoming, response));
     server.requestTimeout = REQUEST_TIMEOUT_MS;
     server.keepAliveTimeout = 1;
     // Bound under a private name and then linked: nobody ever finds a socket that does not answer or is not yet 0600.
@@ -179,24 +193,26 @@ async function probe(path: string): Promise<'alive' | 'dead' | 'foreign'> {
   });
 }
 
-function answer(routes: ControlRoutes, incoming: IncomingMessage, response: ServerResponse): void {
+async function answer(routes: ControlRoutes, incoming: IncomingMessage, response: ServerResponse): Promise<void> {
   const send = (status: number, body: unknown): void => {
-    const text = `${JSON.stringify(body)}\n`;
+    const isText = body instanceof TextAnswer;
+    const text = isText ? body.body : `${JSON.stringify(body)}\n`;
     response.writeHead(status, {
-      'content-type': 'application/json',
+      'content-type': isText ? body.contentType : 'application/json',
       'content-length': Buffer.byteLength(text),
       connection: 'close',
     });
     response.end(text);
   };
   incoming.resume();
+  response.on('error', () => undefined);
   const path = (incoming.url ?? '').replace(/\?.*$/s, '');
   const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
   if (route === undefined)
     return send(404, { error: `nothing at ${path}: there is ${Object.keys(routes).join(', ')}` });
   if (incoming.method !== 'GET') return send(405, { error: `${path} answers GET only` });
   try {
-    const body = route();
+    const body = await route();
     return body === undefined ? send(503, { error: 'the agent is starting' }) : send(200, body);
   } catch (error) {
     return send(500, { error: messageOf(error) });

@@ -124,6 +124,7 @@ export const FLAGS: readonly Flag[] = [
   ...rows('own', 'observe', [
     ['environment-file', 'text', 'path', 'more FLANNELD_ and PODWIRE_ variables, read again on SIGHUP'],
     ['control-socket', 'text', 'path', 'status socket (default: beside the subnet file)'],
+    ['metrics-peers', 'text', 'N', 'hosts with metrics of their own (0 to 10000), the rest are summed up', '250'],
     ['log-level', 'text', 'level', 'debug, info, warn or error', 'info'],
     ['log-format', 'text', 'format', 'json, pretty, or auto: pretty on a terminal', 'auto'],
   ]),

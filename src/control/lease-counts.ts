@@ -1,4 +1,5 @@
 /** What a lease keeper has lived through, for status and metrics. */
+import type { StoreNotice } from './lease.js';
 import type { RefusalReason } from './lease-refusal.js';
 
 /** All numbers only grow. */
@@ -20,6 +21,10 @@ export interface LeaseCounts {
   readonly routesRemoved: number;
   /** Leases of other hosts that were refused, by reason. */
   readonly refusals: Readonly<Partial<Record<RefusalReason, number>>>;
+  /** What the store noticed, by kind. */
+  readonly notices: Readonly<Partial<Record<StoreNotice['kind'], number>>>;
+  /** The latest notice of another live agent with our identity. */
+  readonly lastConflict?: string;
   /** By the wall clock: when our lease was acquired, and when it was last acquired or renewed. */
   readonly acquiredAt?: Date;
   readonly writtenAt?: Date;
@@ -27,7 +32,10 @@ export interface LeaseCounts {
 
 type Writable<T> = { -readonly [Key in keyof T]: T[Key] };
 
-export function newLeaseCounts(): Writable<Omit<LeaseCounts, 'refusals'>> {
+/** Counts at their start, to be kept by their owner. */
+export function newLeaseCounts(): Writable<Omit<LeaseCounts, 'refusals' | 'notices'>> & {
+  notices: Partial<Record<StoreNotice['kind'], number>>;
+} {
   return {
     acquired: 0,
     acquireFailures: 0,
@@ -39,5 +47,6 @@ export function newLeaseCounts(): Writable<Omit<LeaseCounts, 'refusals'>> {
     watchFailures: 0,
     routesAdded: 0,
     routesRemoved: 0,
+    notices: {},
   };
 }

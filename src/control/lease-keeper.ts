@@ -115,7 +115,7 @@ export class LeaseKeeper implements AsyncDisposable {
 
   /** What has happened so far. */
   get counts(): LeaseCounts {
-    return { ...this.#counts, refusals: this.refusals };
+    return { ...this.#counts, notices: { ...this.#counts.notices }, refusals: this.refusals };
   }
 
   get store(): StoreState {
@@ -366,6 +366,8 @@ export class LeaseKeeper implements AsyncDisposable {
   }
 
   #onNotice(notice: StoreNotice): void {
+    this.#counts.notices[notice.kind] = (this.#counts.notices[notice.kind] ?? 0) + 1;
+    if (notice.kind === 'conflict') this.#counts.lastConflict = notice.reason;
     this.#tell(() => this.#options.listener?.notice?.(notice));
     if (notice.kind === 'down') this.#failed('watch', asPodwireError(notice.error));
     if (notice.kind === 'up') this.#succeeded('watch');

@@ -35,6 +35,7 @@ describe('defaults', () => {
         offload: { tun: 'auto', udp: 'auto' },
         spin: 'adaptive',
       },
+      metricsPeers: 250,
       logLevel: 'info',
       logFormat: 'auto',
       warnings: [],
@@ -73,6 +74,7 @@ test('every value arrives', () => {
     'path-mtu-probes': 'false',
     'log-level': 'debug',
     'log-format': 'json',
+    'metrics-peers': '12',
   });
   expect(config).toEqual({
     store: { kind: 'directory', path: '/var/lib/podwire' },
@@ -102,6 +104,7 @@ test('every value arrives', () => {
       peerProbes: true,
       pathMtu: false,
     },
+    metricsPeers: 12,
     logLevel: 'debug',
     logFormat: 'json',
     warnings: [],
@@ -219,6 +222,7 @@ const refused: readonly [FlagValues, string, RegExp][] = [
   [{ 'kube-subnet-mgr': 'true' }, 'UNSUPPORTED', /^--kube-subnet-mgr belongs to the Kubernetes store/],
   [{ 'healthz-port': '65536' }, 'INVALID_ARGUMENT', /--healthz-port "65536" is not a number from 0 to 65535/],
   [{ 'healthz-port': 'http' }, 'INVALID_ARGUMENT', /--healthz-port "http"/],
+  [{ 'metrics-peers': 'all' }, 'INVALID_ARGUMENT', /--metrics-peers "all" is not a number from 0 to 10000/],
   [{ 'healthz-ip': 'no host' }, 'INVALID_ARGUMENT', /--healthz-ip "no host" is neither an IP address nor a host name/],
   [{ v: 'much' }, 'INVALID_ARGUMENT', /--v "much" is not a number/],
   [{ 'iptables-resync': '0' }, 'INVALID_ARGUMENT', /--iptables-resync "0" is not a number from 1 to 86400/],

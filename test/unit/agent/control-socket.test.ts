@@ -5,7 +5,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { askControlSocket, ControlSocket } from '../../../src/agent/control-socket.js';
+import { askControlSocket, ControlSocket, TextAnswer } from '../../../src/agent/control-socket.js';
 
 let directory: string;
 let path: string;
@@ -79,6 +79,27 @@ test('other paths, methods and a failing route', async () => {
     code: 'CLOSED',
     message: expect.stringContaining('the agent is starting') as string,
   });
+});
+
+test('text is answered as text, and a promise when it is there', async () => {
+  await using _socket = await ControlSocket.open(path, {
+    '/metrics': async () => new TextAnswer({ contentType: 'text/plain; version=0.0.4', body: 'a 1\n' }),
+    '/v1/late': async () => ({ late: true }),
+    '/v1/broken': async () => {
+      throw new Error('oh');
+    },
+  });
+  const answer = await new Promise<readonly [unknown, string]>((resolve, reject) => {
+    const outgoing = request({ socketPath: path, path: '/metrics' }, (response) => {
+      response.setEncoding('utf8');
+      response.once('data', (text: string) => resolve([response.headers['content-type'], text]));
+    });
+    outgoing.on('error', reject);
+    outgoing.end();
+  });
+  expect(answer).toEqual(['text/plain; version=0.0.4', 'a 1\n']);
+  expect(await askControlSocket(path, '/v1/late')).toEqual({ late: true });
+  expect(await status('GET', '/v1/broken')).toBe(500);
 });
 
 test('a second agent gets one line, and the first goes on', async () => {
