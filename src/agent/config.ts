@@ -7,7 +7,7 @@
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
-import type { InterfaceChoice } from '../host/select-interface.js';
+import { type InterfaceChoice, parseInterfacePattern } from '../host/select-interface.js';
 import { parseDotenv } from '../host/subnet-env.js';
 import type { DataplaneOptions, FirewallOptions } from '../index.js';
 import { defaultControlSocket } from './control-path.js';
@@ -156,6 +156,7 @@ function readHealth(read: FlagReader): AgentConfig['health'] {
 
 function readInterface(read: FlagReader): InterfaceChoice {
   const canReach = read.address('iface-can-reach');
+  for (const pattern of read.list('iface-regex')) parseInterfacePattern(pattern);
   const publicIp = read.address('public-ip', 4);
   const publicIpv6 = read.address('public-ipv6', 6);
   return {

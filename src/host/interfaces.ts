@@ -15,6 +15,9 @@ export interface InterfaceAddress {
   readonly dynamic: boolean;
   /** An RFC 8981 privacy address. */
   readonly temporary: boolean;
+  /** Duplicate address detection has not ended yet, or has found another owner: nothing can be sent from it. */
+  readonly tentative: boolean;
+  readonly duplicate: boolean;
 }
 
 export interface HostInterface {
@@ -62,6 +65,8 @@ function parseAddress(entry: unknown): InterfaceAddress | undefined {
     deprecated: field(entry, 'deprecated') === true,
     dynamic: field(entry, 'dynamic') === true,
     temporary: field(entry, 'temporary') === true,
+    tentative: field(entry, 'tentative') === true,
+    duplicate: field(entry, 'dadfailed') === true,
   };
 }
 
@@ -96,23 +101,21 @@ export function ownerOf(interfaces: readonly HostInterface[], address: Address):
 }
 
 /**
- * The address of `family` to use on an interface, flannel's order (contract 9.1): not deprecated; global before
- * link-local, permanent before dynamic, not temporary before temporary; otherwise the first. Loopback and other
- * addresses that no peer can reach do not count.
+ * The addresses of `family` that may be used on an interface, best first, in flannel's order (contract 9.1): not
+ * deprecated; global before link-local, permanent before dynamic, not temporary before temporary; otherwise the
+ * kernel's order. Loopback and other addresses that no peer can reach do not count, and none that another host has.
  */
-export function preferredAddress(entry: HostInterface, family: Family): Address | undefined {
+export function usableAddresses(entry: HostInterface, family: Family): Address[] {
   const rank = (candidate: InterfaceAddress): number =>
+    (candidate.tentative ? 8 : 0) +
     (candidate.address.isLinkLocal || candidate.scope === 'link' ? 4 : 0) +
     (candidate.dynamic ? 2 : 0) +
     (candidate.temporary ? 1 : 0);
-  let best: InterfaceAddress | undefined;
-  for (const candidate of entry.addresses) {
-    const { address } = candidate;
-    if (address.family !== family || candidate.deprecated) continue;
-    if (address.isLoopback || address.isMulticast || address.isUnspecified) continue;
-    if (best === undefined || rank(candidate) < rank(best)) best = candidate;
-  }
-  return best?.address;
+  return entry.addresses
+    .filter(({ address, deprecated, duplicate }) => address.family === family && !deprecated && !duplicate)
+    .filter(({ address }) => !address.isLoopback && !address.isMulticast && !address.isUnspecified)
+    .sort((a, b) => rank(a) - rank(b))
+    .map(({ address }) => address);
 }
 
 /**

@@ -9,8 +9,8 @@ import {
   type HostInterface,
   listInterfaces,
   ownerOf,
-  preferredAddress,
   routeTo,
+  usableAddresses,
 } from './interfaces.js';
 
 export interface InterfaceChoice {
@@ -42,8 +42,8 @@ export interface SelectedInterface {
 
 interface Match {
   readonly entry: HostInterface;
-  /** Set where the rule itself fixes the address. */
-  readonly address?: Address;
+  /** Where the rule itself fixes addresses, at most one a family. */
+  readonly fixed: readonly Address[];
   readonly why: string;
 }
 
@@ -65,7 +65,7 @@ export async function selectInterface(
 ): Promise<SelectedInterface> {
   const publicIp = parsePublic(choice.publicIp, 4, '--public-ip');
   const publicIpv6 = parsePublic(choice.publicIpv6, 6, '--public-ipv6');
-  const patterns = (choice.ifaceRegex ?? []).map(parsePattern);
+  const patterns = (choice.ifaceRegex ?? []).map((text) => ({ text, expression: parseInterfacePattern(text) }));
   const host: Host = { runner, interfaces: await listInterfaces(runner), families };
   const explicit = (choice.iface?.length ?? 0) + patterns.length > 0 || choice.ifaceCanReach !== undefined;
   const match = explicit
@@ -78,17 +78,21 @@ export async function selectInterface(
       `interface ${entry.name} has no MTU: set one (ip link set ${entry.name} mtu …)`,
     );
   }
-  const address = families.includes(4) ? requireAddress(match, 4) : undefined;
-  const address6 = families.includes(6) ? requireAddress(match, 6) : undefined;
+  const chosen4 = families.includes(4) ? chooseAddress(match, 4, publicIp) : undefined;
+  const chosen6 = families.includes(6) ? chooseAddress(match, 6, publicIpv6) : undefined;
+  const told = [
+    ...(explicit && publicIp !== undefined ? ['the public address is --public-ip'] : []),
+    ...(explicit && publicIpv6 !== undefined ? ['the public IPv6 address is --public-ipv6'] : []),
+  ];
   return {
     name: entry.name,
     index: entry.index,
     mtu: entry.mtu,
-    address,
-    address6,
-    publicIp: publicIp ?? address,
-    publicIpv6: publicIpv6 ?? address6,
-    why: match.why + (explicit && publicIp !== undefined ? '; the public address is --public-ip' : ''),
+    address: chosen4?.address,
+    address6: chosen6?.address,
+    publicIp: publicIp ?? chosen4?.address,
+    publicIpv6: publicIpv6 ?? chosen6?.address,
+    why: [match.why, chosen4?.why, chosen6?.why, ...told].filter((part) => part !== undefined).join('; '),
   };
 }
 
@@ -110,11 +114,38 @@ function parsePublic(text: string | undefined, family: Family, option: string): 
   return address;
 }
 
-/** Go's leading `(?i)` style flags have no JavaScript spelling inside a pattern: they become the expression's flags. */
-function parsePattern(pattern: string): RegExp {
+const POSIX_CLASSES: Readonly<Record<string, string>> = {
+  alnum: 'A-Za-z0-9',
+  alpha: 'A-Za-z',
+  digit: '0-9',
+  lower: 'a-z',
+  punct: '!-\\/:-@\\[-`\\{-~',
+  space: '\\s',
+  upper: 'A-Z',
+  word: '\\w',
+  xdigit: '0-9A-Fa-f',
+};
+
+/**
+ * A Go expression as JavaScript's: leading `(?i)`-style flags, `(?P<name>…)`, `\A`, `\z` and POSIX classes are
+ * rewritten; whatever JavaScript does not know is an error, because the `u` flag lets nothing pass as something else.
+ *
+ * @throws {PodwireError} `INVALID_ARGUMENT`.
+ */
+export function parseInterfacePattern(pattern: string): RegExp {
   const lead = /^\(\?([ims]+)\)/.exec(pattern);
+  const body = pattern
+    .slice(lead?.[0].length ?? 0)
+    .replaceAll('(?P<', '(?<')
+    .replace(/\[:(\w+):\]/g, (whole, name: string) => POSIX_CLASSES[name] ?? whole)
+    .replace(/\\([\s\S])/g, (whole, escaped: string) => {
+      if (escaped === 'A') return '(?<![\\s\\S])';
+      if (escaped === 'z') return '(?![\\s\\S])';
+      // Go lets every punctuation mark be escaped.
+      return /[-!"#%&',:;<=>@_`~ ]/.test(escaped) ? `\\x${escaped.charCodeAt(0).toString(16)}` : whole;
+    });
   try {
-    return new RegExp(lead === null ? pattern : pattern.slice(lead[0].length), lead?.[1] ?? '');
+    return new RegExp(body, `u${lead?.[1] ?? ''}`);
   } catch (error) {
     throw new PodwireError(
       'INVALID_ARGUMENT',
@@ -124,7 +155,13 @@ function parsePattern(pattern: string): RegExp {
   }
 }
 
-async function matchExplicit(host: Host, choice: InterfaceChoice, patterns: readonly RegExp[]): Promise<Match> {
+interface Pattern {
+  /** As it was given. */
+  readonly text: string;
+  readonly expression: RegExp;
+}
+
+async function matchExplicit(host: Host, choice: InterfaceChoice, patterns: readonly Pattern[]): Promise<Match> {
   const tried: string[] = [];
   for (const text of choice.iface ?? []) {
     const match = matchIface(host, text);
@@ -134,7 +171,7 @@ async function matchExplicit(host: Host, choice: InterfaceChoice, patterns: read
   for (const pattern of patterns) {
     const match = matchPattern(host, pattern);
     if (match !== undefined) return match;
-    tried.push(`--iface-regex ${pattern.source}`);
+    tried.push(`--iface-regex ${pattern.text}`);
   }
   if (choice.ifaceCanReach !== undefined) {
     const target = Address.tryParse(choice.ifaceCanReach);
@@ -145,7 +182,7 @@ async function matchExplicit(host: Host, choice: InterfaceChoice, patterns: read
     const entry = host.interfaces.find((candidate) => candidate.name === device);
     if (entry !== undefined) {
       const why = `the kernel's route to --iface-can-reach ${target.toString()} leaves there`;
-      return source === undefined ? { entry, why } : { entry, address: source, why };
+      return { entry, fixed: source === undefined ? [] : [source], why };
     }
     tried.push(`--iface-can-reach ${target.toString()} (device ${device})`);
   }
@@ -156,34 +193,41 @@ async function matchExplicit(host: Host, choice: InterfaceChoice, patterns: read
   );
 }
 
-/** An interface without a usable address is no match, as in flannel: the next option gets its turn. */
+/** An interface without a usable address, or an address of a family that is not in use, is no match, as in flannel. */
 function matchIface(host: Host, text: string): Match | undefined {
   const address = Address.tryParse(text);
   if (address !== undefined) {
-    const entry = ownerOf(host.interfaces, address);
-    return entry === undefined ? undefined : { entry, address, why: `it owns --iface ${text}` };
+    const entry = host.families.includes(address.family) ? ownerOf(host.interfaces, address) : undefined;
+    return entry === undefined ? undefined : { entry, fixed: [address], why: `it owns --iface ${text}` };
   }
   const entry = host.interfaces.find((candidate) => candidate.name === text);
-  return entry !== undefined && usable(host, entry) ? { entry, why: `named by --iface ${text}` } : undefined;
+  if (entry === undefined || !usable(host, entry)) return undefined;
+  return { entry, fixed: [], why: `named by --iface ${text}` };
 }
 
-function matchPattern(host: Host, pattern: RegExp): Match | undefined {
-  for (const entry of host.interfaces) {
-    if (!usable(host, entry)) continue;
-    const found = entry.addresses.find(
-      ({ address, deprecated }) =>
-        host.families.includes(address.family) &&
-        !deprecated &&
-        !address.isLoopback &&
-        pattern.test(address.toString()),
-    );
-    if (found !== undefined) {
-      const why = `its address ${found.address.toString()} matches --iface-regex ${pattern.source}`;
-      return { entry, address: found.address, why };
-    }
-  }
-  const entry = host.interfaces.find((candidate) => pattern.test(candidate.name) && usable(host, candidate));
-  return entry === undefined ? undefined : { entry, why: `its name matches --iface-regex ${pattern.source}` };
+/**
+ * In flannel's order: an interface with an address that matches, of every family in use; one with a name that
+ * matches. Last, where flannel gives up, one of whose families only one matches: an expression rarely means both.
+ */
+function matchPattern(host: Host, { text, expression }: Pattern): Match | undefined {
+  const candidates = host.interfaces.filter((entry) => usable(host, entry));
+  const matched = candidates.map((entry) => ({
+    entry,
+    fixed: host.families
+      .map((family) => usableAddresses(entry, family).find((address) => expression.test(address.toString())))
+      .filter((address) => address !== undefined),
+  }));
+  const byAddress = ({ entry, fixed }: { entry: HostInterface; fixed: Address[] }): Match => ({
+    entry,
+    fixed,
+    why: `its address ${fixed.join(' and ')} matches --iface-regex ${text}`,
+  });
+  const whole = matched.find(({ fixed }) => fixed.length === host.families.length);
+  if (whole !== undefined) return byAddress(whole);
+  const entry = candidates.find(({ name }) => expression.test(name));
+  if (entry !== undefined) return { entry, fixed: [], why: `its name matches --iface-regex ${text}` };
+  const half = matched.find(({ fixed }) => fixed.length > 0);
+  return half === undefined ? undefined : byAddress(half);
 }
 
 async function matchDefault(
@@ -202,7 +246,15 @@ async function matchDefault(
           `this host has ${describeInterfaces(host.interfaces)}`,
       );
     }
-    return { entry, address: wanted, why: `it owns ${option} ${wanted.toString()}` };
+    const other = publicIp !== undefined && host.families.includes(6) ? publicIpv6 : undefined;
+    const otherOwner = other === undefined ? undefined : ownerOf(host.interfaces, other);
+    if (otherOwner !== undefined && otherOwner.index !== entry.index) {
+      throw new PodwireError(
+        'INTERFACE',
+        `--public-ip is on ${entry.name} and --public-ipv6 on ${otherOwner.name}: both must be on one interface`,
+      );
+    }
+    return { entry, fixed: [wanted], why: `it owns ${option} ${wanted.toString()}` };
   }
   const devices = new Map<Family, string>();
   for (const family of host.families) {
@@ -225,23 +277,37 @@ async function matchDefault(
   }
   const entry = host.interfaces.find((candidate) => candidate.name === device);
   if (entry === undefined) throw new PodwireError('INTERFACE', `the default route's interface ${device} is gone`);
-  return { entry, why: 'it has the default route' };
+  return { entry, fixed: [], why: 'it has the default route' };
 }
 
 function usable(host: Host, entry: HostInterface): boolean {
-  return host.families.every((family) => preferredAddress(entry, family) !== undefined);
+  return host.families.every((family) => usableAddresses(entry, family).length > 0);
 }
 
-function requireAddress(match: Match, family: Family): Address {
-  const { entry } = match;
-  const address = match.address?.family === family ? match.address : preferredAddress(entry, family);
-  if (address === undefined || address.isLoopback) {
+/**
+ * The address to send from: what the rule fixed, else the public one where the interface owns it (packets that peers
+ * send there must find us), else the best one.
+ */
+function chooseAddress(
+  { entry, fixed, why }: Match,
+  family: Family,
+  publicAddress: Address | undefined,
+): { readonly address: Address; readonly why: string | undefined } {
+  const given = fixed.find((address) => address.family === family && !address.isLoopback);
+  if (given !== undefined) return { address: given, why: undefined };
+  const addresses = usableAddresses(entry, family);
+  const own = addresses.find((address) => publicAddress?.equals(address));
+  const [address = own] = own === undefined ? addresses : [own];
+  if (address === undefined) {
     throw new PodwireError(
       'INTERFACE',
-      `failed to find an IPv${family} address that peers can reach on interface ${entry.name} (${match.why})`,
+      `failed to find an IPv${family} address that peers can reach on interface ${entry.name} (${why})`,
     );
   }
-  return address;
+  if (addresses.length === 1) return { address, why: undefined };
+  const reason =
+    own === undefined ? `is the first of its ${addresses.length} IPv${family} addresses` : 'is its public one';
+  return { address, why: `${address.toString()} ${reason}` };
 }
 
 /** `eth0 (10.0.0.5), eth1 (no address)`: what a person could have meant. */

@@ -1,5 +1,10 @@
 import { describe, expect, test } from 'vitest';
-import { type InterfaceChoice, selectInterface, type SelectedInterface } from '../../../src/host/select-interface.js';
+import {
+  type InterfaceChoice,
+  parseInterfacePattern,
+  selectInterface,
+  type SelectedInterface,
+} from '../../../src/host/select-interface.js';
 import type { Family } from '../../../src/net/prefix.js';
 import { commandFailed, fakeIp, link } from './fake-ip.js';
 
@@ -256,4 +261,124 @@ test.each([
 test('only deprecated addresses are no address', async () => {
   const answers = { '-j -d address show': [link('eth0', 2, [{ local: '10.0.0.1', deprecated: true }])] };
   await expect(select({ iface: ['eth0'] }, [4], answers)).rejects.toThrow(/Failed to find interface/);
+});
+
+describe('which of several addresses', () => {
+  const six = (...addresses: Parameters<typeof link>[2]) => ({
+    '-j -d address show': [link('eth0', 2, ['10.0.0.1', ...addresses])],
+  });
+
+  test.each([
+    [
+      [
+        { local: 'fd00::1', temporary: true, dynamic: true },
+        { local: 'fd00::2', dynamic: true },
+      ],
+      'fd00::2',
+    ],
+    [
+      [
+        { local: 'fd00::1', deprecated: true },
+        { local: 'fd00::2', dynamic: true, temporary: true },
+      ],
+      'fd00::2',
+    ],
+    [
+      [
+        { local: 'fd00::1', dadfailed: true, tentative: true },
+        { local: 'fd00::2', dynamic: true },
+      ],
+      'fd00::2',
+    ],
+    [[{ local: 'fd00::1', tentative: true }, 'fe80::1'], 'fe80::1'],
+    [[{ local: 'fd00::1', tentative: true }], 'fd00::1'],
+    [['fe80::1', { local: 'fd00::1', dynamic: true }], 'fd00::1'],
+    [[{ local: 'fd00::1', dynamic: true }, 'fd00::2'], 'fd00::2'],
+  ])('of %j stays with %s', async (addresses, expected) => {
+    const selected = await select({ iface: ['eth0'] }, [4, 6], six(...addresses));
+    expect(String(selected.address6)).toBe(expected);
+  });
+
+  test('the reason says so when there was a choice', async () => {
+    expect((await select({ iface: ['eth1'] })).why).toBe('named by --iface eth1');
+    expect((await select({ iface: ['eth0'] })).why).toBe(
+      'named by --iface eth0; 192.168.1.5 is the first of its 2 IPv4 addresses',
+    );
+    expect((await select({ iface: ['eth0'], publicIp: '192.168.1.6' })).why).toBe(
+      'named by --iface eth0; 192.168.1.6 is its public one; the public address is --public-ip',
+    );
+    expect((await select({ ifaceCanReach: '10.0.0.200' })).why).toBe(
+      "the kernel's route to --iface-can-reach 10.0.0.200 leaves there",
+    );
+  });
+
+  test('the public addresses are sent from where the interface owns them, unless the rule fixed another', async () => {
+    const both = await select({ iface: ['eth0'], publicIp: '192.168.1.6', publicIpv6: 'fd00::5' }, [4, 6]);
+    expect([both.address, both.address6, both.publicIp, both.publicIpv6].map(String)).toEqual([
+      '192.168.1.6',
+      'fd00::5',
+      '192.168.1.6',
+      'fd00::5',
+    ]);
+    const fixed = await select({ iface: ['192.168.1.5'], publicIp: '192.168.1.6' });
+    expect([fixed.address, fixed.publicIp].map(String)).toEqual(['192.168.1.5', '192.168.1.6']);
+    const only6 = await select({ iface: ['fd00::5'] }, [6]);
+    expect([only6.address, only6.publicIp, only6.address6].map(String)).toEqual(['undefined', 'undefined', 'fd00::5']);
+  });
+});
+
+describe('families', () => {
+  test('an --iface address of a family that is not in use is passed over', async () => {
+    expect((await select({ iface: ['fd00::5', 'eth1'] })).name).toBe('eth1');
+    await expect(select({ iface: ['192.168.1.5'] }, [6])).rejects.toThrow(/Failed to find interface/);
+  });
+
+  test('in dual stack an expression is best matched by both families, then by name, then by one family', async () => {
+    const answers = {
+      '-j -d address show': [
+        link('wan0', 2, ['10.1.0.1', 'fd01::1']),
+        link('ten0', 3, ['10.2.0.1', 'fd10::1']),
+        link('lan0', 4, ['10.3.0.1', 'fd03::1']),
+      ],
+    };
+    const name = async (pattern: string) => (await select({ ifaceRegex: [pattern] }, [4, 6], answers)).name;
+    expect(await name('^(10|fd10)')).toBe('ten0');
+    expect(await name('^10\\.3|^wan')).toBe('wan0');
+    expect(await name('^10\\.3')).toBe('lan0');
+    expect(await name('^fd03')).toBe('lan0');
+  });
+
+  test('both public addresses must be on one interface', async () => {
+    await expect(select({ publicIp: '10.0.0.7', publicIpv6: 'fd00::5' }, [4, 6])).rejects.toThrow(
+      '--public-ip is on eth1 and --public-ipv6 on eth0: both must be on one interface',
+    );
+    const selected = await select({ publicIp: '192.168.1.5', publicIpv6: 'fd00::5' }, [4, 6]);
+    expect(selected.name).toBe('eth0');
+  });
+});
+
+describe('Go’s expressions', () => {
+  test.each([
+    ['(?i)^ETH', 'eth0', true],
+    ['^eth[[:digit:]]+$', 'eth12', true],
+    ['^eth[[:digit:]]+$', 'eth[', false],
+    ['^[[:alpha:]_]+$', 'wan_a', true],
+    ['\\Aeth0\\z', 'eth0', true],
+    ['\\Aeth0\\z', 'xeth0', false],
+    ['(?P<card>eth)0', 'eth0', true],
+    ['wlan\\-a', 'wlan-a', true],
+    ['10\\.0\\.0\\.', '10.0.0.7', true],
+    ['10\\.0\\.0\\.', '10a0.0.7', false],
+    ['eth\\d{1,2}', 'eth7', true],
+    ['192\\:168', '192:168', true],
+  ])('%s on %s: %s', (pattern, text, expected) => {
+    expect(parseInterfacePattern(pattern).test(text)).toBe(expected);
+  });
+
+  test.each(['[[:nothing:]]', '\\Qeth0\\E', '\\pL', '(', 'eth**', '[z-a]'])(
+    '%s is refused, not taken for another',
+    (pattern) => {
+      expect(() => parseInterfacePattern(pattern)).toThrow(/is no valid regular expression/);
+    },
+  );
 });
