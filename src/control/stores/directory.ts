@@ -25,6 +25,8 @@ import {
 } from '../lease.js';
 import type { LeaseSubnets } from '../lease-key.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
+import type { StoreAdmin } from '../store-admin.js';
+import { DirectoryAdmin } from './directory-admin.js';
 import { DirectoryMonitor } from './directory-monitor.js';
 import { EntryTable } from './entry-table.js';
 import { LeaseFiles } from './lease-files.js';
@@ -61,6 +63,7 @@ export function directoryStore(path: string, options: DirectoryStoreOptions = {}
 
 class DirectoryStore implements LeaseStore {
   readonly description: string;
+  readonly admin: StoreAdmin;
   readonly #files: LeaseFiles;
   readonly #table: EntryTable;
   readonly #monitor: DirectoryMonitor;
@@ -97,6 +100,13 @@ class DirectoryStore implements LeaseStore {
       rescanMs: options.rescanMs ?? 5000,
       inotify: options.inotify ?? true,
       returnGraceMs: options.returnGraceMs ?? 60_000,
+    });
+    this.admin = new DirectoryAdmin({
+      files: this.#files,
+      clock: this.#clock,
+      skewMs: this.#skewMs,
+      network: () => this.network(),
+      check: (signal, what) => this.#check(signal, what),
     });
   }
 

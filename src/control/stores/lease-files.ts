@@ -70,6 +70,12 @@ export class LeaseFiles {
     }
   }
 
+  /** Writes the config whole, in the place of the one there is. @throws PodwireError STORE_UNAVAILABLE. */
+  async writeConfig(text: string): Promise<void> {
+    await this.ensureSubnets();
+    await this.#withNew('config', text, (path) => rename(path, this.configPath));
+  }
+
   /** Creates `subnets/` where missing. @throws PodwireError STORE_UNAVAILABLE. */
   async ensureSubnets(): Promise<void> {
     await mkdir(this.subnetsPath, { recursive: true }).catch((error: unknown) => {

@@ -8,6 +8,7 @@ import { allocate, checkRequest, collides, type Allocation } from '../allocator.
 import { pause, systemClock, throwIfAborted, type Clock } from '../clock.js';
 import { decodeLease, encodeLease } from '../lease-codec.js';
 import { LeaseFeed } from '../lease-feed.js';
+import { tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
 import {
   belongsTo,
   DEFAULT_TTL_MS,
@@ -18,6 +19,7 @@ import {
   type StoreNotice,
 } from '../lease.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
+import { checkReservation, type StoreAdmin } from '../store-admin.js';
 import { EntryTable } from './entry-table.js';
 import { Notices } from './notices.js';
 
@@ -167,11 +169,7 @@ class MemoryStore implements LeaseStore {
 
   async network(signal?: AbortSignal): Promise<NetworkConfig> {
     this.#check(signal, 'reading the network config');
-    const text = await this.#server.call('network', this.name, () => this.#server.config);
-    if (text === undefined) {
-      throw new PodwireError('NO_CONFIG', 'the memory store has no network config: pass one as its option `config`');
-    }
-    return parseNetworkConfig(text);
+    return this.#config(await this.#server.call('network', this.name, () => this.#server.config));
   }
 
   async acquire(request: AcquireRequest, signal?: AbortSignal): Promise<Lease> {
@@ -199,7 +197,8 @@ class MemoryStore implements LeaseStore {
       }
       const ttlMs = this.#table.ttlOf(name) ?? this.#ttlMs;
       const isReservation = (stored ?? lease).expiresAt === undefined;
-      return this.#put(name, { ...lease, ...this.#expiry(isReservation ? undefined : ttlMs) }, ttlMs);
+      const { expiresAt: _before, ...rest } = lease;
+      return this.#put(name, { ...rest, ...this.#expiry(isReservation ? undefined : ttlMs) }, ttlMs);
     });
   }
 
@@ -229,6 +228,40 @@ class MemoryStore implements LeaseStore {
       this.#table.detach(feed);
     }
   }
+
+  readonly admin: StoreAdmin = {
+    list: (signal) => {
+      return this.#call('list', 'listing the leases', signal, () => this.#stored().flatMap(({ lease }) => lease ?? []));
+    },
+    reserve: (subnets, attributes) => {
+      return this.#call('write', 'reserving a subnet', undefined, () => {
+        const held = this.#stored();
+        const others = held.map(({ name, lease, ...entry }) => {
+          return { ...entry, path: name, attributes: lease?.attributes };
+        });
+        checkReservation(this.#config(this.#server.config), subnets, attributes, others);
+        const name = this.#table.nameOf(subnets);
+        const { expiresAt: _ends, ...lease } = held.find((each) => each.name === name)?.lease ?? {
+          ...subnets,
+          attributes,
+        };
+        this.#server.put(name, encodeLease(lease.attributes, lease));
+        return lease;
+      });
+    },
+    remove: (subnets) => {
+      return this.#call('write', 'removing a lease', undefined, () => this.#server.delete(this.#table.nameOf(subnets)));
+    },
+    readConfig: (signal) => {
+      return this.#call('network', 'reading the network config', signal, () => this.#server.config);
+    },
+    writeConfig: (json) => {
+      return this.#call('write', 'writing the network config', undefined, () => {
+        parseNetworkConfig(json);
+        this.#server.config = json;
+      });
+    },
+  };
 
   onNotice(listener: (notice: StoreNotice) => void): () => void {
     return this.#notices.add(listener);
@@ -295,6 +328,27 @@ class MemoryStore implements LeaseStore {
     this.#server.put(name, encodeLease(lease.attributes, { expiresAt: lease.expiresAt, owner: lease.owner }));
     this.#table.settle(name, lease);
     return lease;
+  }
+
+  async #call<T>(operation: MemoryOperation, what: string, signal: AbortSignal | undefined, run: () => T): Promise<T> {
+    this.#check(signal, what);
+    return this.#server.call(operation, this.name, run);
+  }
+
+  #config(text: string | undefined): NetworkConfig {
+    if (text !== undefined) return parseNetworkConfig(text);
+    throw new PodwireError('NO_CONFIG', 'the memory store has no network config: pass one as its option `config`');
+  }
+
+  /** Everything under a lease key, in byte order; without `lease` what cannot be read. */
+  #stored(): (LeaseSubnets & { readonly name: string; readonly lease?: Lease })[] {
+    return [...this.#server.entries()]
+      .sort(([a], [b]) => (a < b ? -1 : 1))
+      .flatMap(([name, value]) => {
+        const subnets = tryParseLeaseKey(name);
+        const stored = tryDecode(value);
+        return subnets ? [{ ...subnets, name, ...(stored && { lease: { ...subnets, ...stored } }) }] : [];
+      });
   }
 
   #expiry(ttlMs: number | undefined): { expiresAt?: Date } {

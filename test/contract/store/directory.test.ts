@@ -3,9 +3,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ManualClock } from '../../../src/control/clock.js';
 import { directoryStore } from '../../../src/control/stores/directory.js';
-import { leaseStoreContract } from './contract.js';
+import { storeAdminContract } from './admin.js';
+import { leaseStoreContract, type StoreHarness } from './contract.js';
 
-leaseStoreContract('directory', async () => {
+async function make(): Promise<StoreHarness> {
   const path = await mkdtemp(join(tmpdir(), 'podwire-store-'));
   const subnets = join(path, 'subnets');
   const clock = new ManualClock();
@@ -30,4 +31,7 @@ leaseStoreContract('directory', async () => {
     now: () => clock.now(),
     [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }),
   };
-});
+}
+
+leaseStoreContract('directory', make);
+storeAdminContract('directory', make);

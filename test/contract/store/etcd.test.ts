@@ -5,7 +5,8 @@ import { etcdStore } from '../../../src/control/stores/etcd.js';
 import { EtcdCluster, type EtcdVersion } from '../../support/etcd.js';
 import { EtcdTime, RawEtcd } from '../../support/etcd-client.js';
 import { missing } from '../../support/requires.js';
-import { leaseStoreContract } from './contract.js';
+import { storeAdminContract } from './admin.js';
+import { leaseStoreContract, type StoreHarness } from './contract.js';
 
 const CLUSTERS: readonly [name: string, version: EtcdVersion, members: number][] = [
   ['etcd of the distribution', 'etcd-old', 1],
@@ -23,7 +24,7 @@ describe.each(CLUSTERS)('%s', (name, version, members) => {
     }, 60_000);
     afterAll(() => cluster[Symbol.asyncDispose]());
 
-    leaseStoreContract(name, async () => {
+    const make = async (): Promise<StoreHarness> => {
       const prefix = `/contract/${networks++}`;
       const raw = new RawEtcd({ endpoints: cluster.urls });
       const clock = new ManualClock(Math.floor(Date.now() / 1000) * 1000);
@@ -50,7 +51,10 @@ describe.each(CLUSTERS)('%s', (name, version, members) => {
         now: () => clock.now(),
         [Symbol.asyncDispose]: async () => raw.close(),
       };
-    });
+    };
+
+    leaseStoreContract(name, make);
+    storeAdminContract(name, make);
   });
 });
 

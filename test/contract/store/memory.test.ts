@@ -1,8 +1,9 @@
 import { ManualClock } from '../../../src/control/clock.js';
 import { MemoryStoreServer } from '../../../src/control/stores/memory.js';
-import { leaseStoreContract } from './contract.js';
+import { storeAdminContract } from './admin.js';
+import { leaseStoreContract, type StoreHarness } from './contract.js';
 
-leaseStoreContract('memory', async () => {
+async function make(): Promise<StoreHarness> {
   const clock = new ManualClock();
   const server = new MemoryStoreServer({ clock });
   return {
@@ -18,4 +19,7 @@ leaseStoreContract('memory', async () => {
     now: () => clock.now(),
     [Symbol.asyncDispose]: async () => undefined,
   };
-});
+}
+
+leaseStoreContract('memory', make);
+storeAdminContract('memory', make);

@@ -1,16 +1,13 @@
 /** What operators do to leases in etcd. */
-import { PodwireError } from '../../../errors.js';
-import { checkAddresses, fits } from '../../allocator.js';
 import type { Clock } from '../../clock.js';
 import { encodeLease } from '../../lease-codec.js';
-import { leaseKey, tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
-import { overlap, sameHost, sameSubnets, type Lease, type LeaseAttributes } from '../../lease.js';
+import { tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
+import type { Lease, LeaseAttributes } from '../../lease.js';
 import { parseNetworkConfig } from '../../network-config.js';
-import type { StoreAdmin } from '../../store-admin.js';
+import { checkReservation, type StoreAdmin } from '../../store-admin.js';
 import { EtcdFault } from './faults.js';
 import type { EtcdKeys } from './keys.js';
 import { put, tryDecode, unchanged, type EtcdLeases } from './leases.js';
-import type { KeyValue } from './protocol.js';
 import type { EtcdTransport } from './transport.js';
 import { NO_LEASE, type EtcdView } from './view.js';
 
@@ -99,12 +96,15 @@ async function reserve(
   const { transport, view, keys, leases } = options;
   const snapshot = await leases.readAll();
   const config = leases.parseConfig(snapshot.config?.value.toString());
-  if (!fits(subnets, config)) throw notOfNetwork(subnets);
-  checkAddresses(config, attributes);
+  const held = snapshot.kvs.flatMap((kv) => {
+    const at = keys.nameOf(kv.key);
+    const theirs = tryParseLeaseKey(at) ?? keys.heldByFlannel(at);
+    return theirs ? [{ ...theirs, path: keys.pathOf(at), attributes: tryDecode(kv.value)?.attributes }] : [];
+  });
+  checkReservation(config, subnets, attributes, held);
   const name = view.table.nameOf(subnets);
   const present = snapshot.kvs.find((kv) => keys.nameOf(kv.key) === name);
   const stored = present && tryDecode(present.value);
-  for (const kv of snapshot.kvs) refuseOverlap(options, kv, subnets, attributes);
   const { expiresAt: _ends, ...kept } = stored ?? { attributes };
   const key = keys.keyOf(name);
   const value = Buffer.from(encodeLease(kept.attributes, kept));
@@ -130,26 +130,6 @@ async function reserve(
   return { ...subnets, attributes: kept.attributes, ...(owner !== undefined && { owner }) };
 }
 
-/** @throws PodwireError LEASE_CONFLICT when `kv` is another host's and shares addresses with `subnets`. */
-function refuseOverlap(
-  { keys }: EtcdAdminOptions,
-  kv: KeyValue,
-  subnets: LeaseSubnets,
-  attributes: LeaseAttributes,
-): void {
-  const name = keys.nameOf(kv.key);
-  const theirs = tryParseLeaseKey(name) ?? keys.heldByFlannel(name);
-  if (!theirs || !overlap(theirs, subnets)) return;
-  const stored = tryDecode(kv.value);
-  const isSame = sameSubnets(theirs, subnets) && stored && sameHost(stored.attributes, attributes);
-  if (isSame) return;
-  const holder = stored?.attributes.publicIp.toString() ?? 'somebody whose entry cannot be read';
-  throw new PodwireError(
-    'LEASE_CONFLICT',
-    `cannot reserve ${leaseKey(subnets)}: ${keys.pathOf(name)} is held by ${holder}; choose another subnet or release that one`,
-  );
-}
-
 async function remove(options: EtcdAdminOptions, subnets: LeaseSubnets): Promise<boolean | undefined> {
   const { transport, view, keys, leases } = options;
   const { kvs } = await leases.readAll();
@@ -169,11 +149,4 @@ async function remove(options: EtcdAdminOptions, subnets: LeaseSubnets): Promise
 async function writeConfig({ transport, keys }: EtcdAdminOptions, json: string): Promise<void> {
   parseNetworkConfig(json);
   await transport.read('txn', { success: [put(keys.config, Buffer.from(json), undefined)] });
-}
-
-function notOfNetwork(subnets: LeaseSubnets): PodwireError {
-  return new PodwireError(
-    'INVALID_ARGUMENT',
-    `cannot reserve ${leaseKey(subnets)}: the network config would not hand it out (range, subnet length, families)`,
-  );
 }

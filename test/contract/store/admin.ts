@@ -1,0 +1,157 @@
+/** What operators can do to every store that offers it, run beside the lease store contract with the same harness. */
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { leaseKey } from '../../../src/control/lease-key.js';
+import { sameSubnets, type Lease, type LeaseStore } from '../../../src/control/lease.js';
+import type { StoreAdmin } from '../../../src/control/store-admin.js';
+import { Prefix } from '../../../src/net/prefix.js';
+import { attributesOf, Watcher } from '../../support/leases.js';
+import { CONFIG, DUAL_CONFIG, type StoreHarness } from './contract.js';
+
+const TTL_MS = 60 * 60_000;
+const SUBNET = { subnet: Prefix.parse('10.42.7.0/24') };
+
+export function storeAdminContract(name: string, make: () => Promise<StoreHarness>): void {
+  describe(`store admin contract: ${name}`, () => {
+    let harness: StoreHarness;
+    const opened: LeaseStore[] = [];
+
+    beforeEach(async () => {
+      harness = await make();
+      await harness.setConfig(CONFIG);
+    });
+    afterEach(async () => {
+      for (const store of opened.splice(0)) await store[Symbol.asyncDispose]();
+      await harness[Symbol.asyncDispose]();
+    });
+
+    const open = (): LeaseStore => {
+      const store = harness.open();
+      opened.push(store);
+      return store;
+    };
+    const admin = (): StoreAdmin => open().admin!;
+    const acquire = (store: LeaseStore, publicIp: string, owner?: string): Promise<Lease> =>
+      store.acquire({ attributes: attributesOf(publicIp), ttlMs: TTL_MS, ...(owner !== undefined && { owner }) });
+
+    it('lists leases and reservations of all hosts, and skips what cannot be read', async () => {
+      expect(await admin().list()).toEqual([]);
+      const store = open();
+      const mine = await acquire(store, '192.0.2.1', 'node-a');
+      await harness.put('10.42.255.0-24', '{"PublicIP":"192.0.2.9"}');
+      await harness.put('10.42.254.0-24', '{');
+      await harness.put('junk', '{}');
+      const listed = await store.admin!.list();
+      expect(listed.map(leaseKey)).toEqual([leaseKey(mine), '10.42.255.0-24'].sort());
+      const of = (key: string): Lease | undefined => listed.find((lease) => leaseKey(lease) === key);
+      expect(of(leaseKey(mine))).toMatchObject({ owner: 'node-a', expiresAt: mine.expiresAt });
+      expect(of('10.42.255.0-24')!.expiresAt).toBeUndefined();
+    });
+
+    it('reserves a subnet, which then is its host and nobody else can have', async () => {
+      const reserved = await admin().reserve(SUBNET, attributesOf('192.0.2.7'));
+      expect(reserved).toMatchObject({ attributes: attributesOf('192.0.2.7') });
+      expect(reserved.expiresAt).toBeUndefined();
+      expect(await harness.get('10.42.7.0-24')).toBe('{"PublicIP":"192.0.2.7","PublicIPv6":null}');
+      const other = open();
+      const theirs = await other.acquire({ attributes: attributesOf('192.0.2.8'), previous: SUBNET, ttlMs: TTL_MS });
+      expect(sameSubnets(theirs, SUBNET)).toBe(false);
+      const lease = await acquire(open(), '192.0.2.7', 'node-a');
+      expect(sameSubnets(lease, SUBNET)).toBe(true);
+      expect(lease.expiresAt).toBeUndefined();
+    });
+
+    it("makes a live agent's lease a reservation, and keeps what the agent wrote", async () => {
+      const store = open();
+      const data = { VNI: 1, VtepMAC: 'c6:d2:32:6f:8f:44' };
+      const attributes = attributesOf('192.0.2.1', { backendType: 'vxlan', backendData: data });
+      const lease = await store.acquire({ attributes, owner: 'node-a', ttlMs: TTL_MS });
+      const reserved = await admin().reserve(lease, attributesOf('192.0.2.1'));
+      expect(reserved).toMatchObject({ attributes, owner: 'node-a' });
+      await harness.advance(TTL_MS * 3);
+      expect(await harness.keys()).toEqual([leaseKey(lease)]);
+      const renewed = await store.renew(lease);
+      expect(renewed.expiresAt).toBeUndefined();
+      const stored = await harness.get(leaseKey(lease));
+      expect(stored).toContain('"VtepMAC":"c6:d2:32:6f:8f:44"');
+      expect(stored).toContain('"Owner":"node-a"');
+    });
+
+    it('does not reserve what others hold, wholly or in part', async () => {
+      const held = await acquire(open(), '192.0.2.1');
+      await expect(admin().reserve(held, attributesOf('192.0.2.2'))).rejects.toMatchObject({
+        code: 'LEASE_CONFLICT',
+        message: expect.stringContaining('192.0.2.1'),
+      });
+      await harness.put('10.42.7.128-25', '{"PublicIP":"192.0.2.3"}');
+      await expect(admin().reserve(SUBNET, attributesOf('192.0.2.2'))).rejects.toMatchObject({
+        code: 'LEASE_CONFLICT',
+        message: expect.stringContaining('192.0.2.3'),
+      });
+      await harness.put('10.42.8.0-24', 'junk');
+      await expect(
+        admin().reserve({ subnet: Prefix.parse('10.42.8.0/24') }, attributesOf('192.0.2.2')),
+      ).rejects.toMatchObject({ code: 'LEASE_CONFLICT' });
+      expect(await harness.keys()).toEqual([leaseKey(held), '10.42.7.128-25', '10.42.8.0-24'].sort());
+    });
+
+    it.each([
+      ['outside the network', '10.77.1.0/24', '192.0.2.1'],
+      ['of another length', '10.42.1.0/25', '192.0.2.1'],
+      ['of another family', 'fd00::/64', '192.0.2.1'],
+      ['for an address inside the overlay', '10.42.1.0/24', '10.42.3.3'],
+      ['for no address', '10.42.1.0/24', '0.0.0.0'],
+    ])('refuses a subnet %s', async (_why, subnet, publicIp) => {
+      await expect(admin().reserve({ subnet: Prefix.parse(subnet) }, attributesOf(publicIp))).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+      });
+      expect(await harness.keys()).toEqual([]);
+    });
+
+    it('refuses a reservation that takes flanneld down', async () => {
+      await harness.setConfig(DUAL_CONFIG);
+      const dual = { subnet: Prefix.parse('10.42.7.0/24'), subnet6: Prefix.parse('fd00:42:0:7::/64') };
+      await expect(admin().reserve(SUBNET, attributesOf('192.0.2.1'))).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+      });
+      await expect(admin().reserve(dual, attributesOf('192.0.2.1'))).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('IPv6'),
+      });
+      expect(await harness.keys()).toEqual([]);
+    });
+
+    it('removes what anybody holds, and says whether there was something', async () => {
+      const store = open();
+      const lease = await acquire(store, '192.0.2.1');
+      await using watcher = new Watcher(store);
+      await watcher.started();
+      expect(await admin().remove(lease)).toBe(true);
+      await watcher.until(() => watcher.log.includes(`own lost ${leaseKey(lease)}`));
+      expect(await admin().remove(lease)).toBe(false);
+      await harness.put('10.42.7.0-24', 'junk');
+      expect(await admin().remove(SUBNET)).toBe(true);
+      expect(await harness.keys()).toEqual([]);
+    });
+
+    it('reads and writes the config, and lets nothing invalid in', async () => {
+      await harness.setConfig(undefined);
+      expect(await admin().readConfig()).toBeUndefined();
+      await expect(admin().reserve(SUBNET, attributesOf('192.0.2.1'))).rejects.toMatchObject({ code: 'NO_CONFIG' });
+      const text = '{ "network": "10.99.0.0/16" }\n';
+      await admin().writeConfig(text);
+      expect(await admin().readConfig()).toBe(text);
+      expect((await open().network()).network?.toString()).toBe('10.99.0.0/16');
+      await expect(admin().writeConfig('{"Network":"10.99.0.0/16"')).rejects.toMatchObject({ code: 'INVALID_CONFIG' });
+      expect(await admin().readConfig()).toBe(text);
+      await harness.setConfig('{');
+      expect(await admin().readConfig()).toBe('{');
+    });
+
+    it('does nothing once closed', async () => {
+      const store = open();
+      await store[Symbol.asyncDispose]();
+      await expect(store.admin!.list()).rejects.toMatchObject({ code: 'CLOSED' });
+      await expect(store.admin!.remove(SUBNET)).rejects.toMatchObject({ code: 'CLOSED' });
+    });
+  });
+}
