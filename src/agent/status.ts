@@ -1,7 +1,7 @@
 /**
  * What the agent tells about itself: the JSON of `GET /v1/status`, and its readable form.
  */
-import type { DataplaneStats, FirewallStats, LeaseState, OverlayStatus } from '../index.js';
+import type { DataplaneStats, FirewallStats, LeaseState, OverlayStatus, PeerProbe } from '../index.js';
 
 export interface AgentStatus {
   readonly version: string;
@@ -34,6 +34,9 @@ export interface AgentStatus {
     /** `routed`, or why not. */
     readonly state: LeaseState;
     readonly reason?: string;
+    /** Where the kernel carries the packets; else they are the peer's in `dataplane`. */
+    readonly probe?: PeerProbe;
+    readonly lastHeardMs?: number;
   }[];
   /** Absent where the kernel carries the packets. */
   readonly dataplane?: DataplaneStats;
@@ -84,6 +87,8 @@ export function agentStatus(
       backendType: entry.lease.attributes.backendType,
       state: entry.state,
       ...(entry.reason === undefined ? {} : { reason: entry.reason }),
+      ...(entry.probe === undefined ? {} : { probe: entry.probe }),
+      ...(entry.lastHeardMs === undefined ? {} : { lastHeardMs: entry.lastHeardMs }),
     })),
     ...(overlay.dataplane === undefined ? {} : { dataplane: overlay.dataplane }),
     ...(overlay.firewall === undefined ? {} : { firewall: overlay.firewall }),

@@ -178,6 +178,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       clock,
       subnetFile,
       ipMasq: options.ipMasq ?? false,
+      peerProbes: options.dataplane?.peerProbes ?? true,
       ...(firewall === undefined ? {} : { firewall }),
       ...(guard === undefined ? {} : { guard }),
       ...(durable === undefined ? {} : { durable }),

@@ -6,6 +6,8 @@
  */
 import type { Dataplane, DataplaneStats } from '../dataplane/dataplane.js';
 import type { Logger } from '../dataplane/logger.js';
+import { ProbePort } from '../dataplane/probe-port.js';
+import type { PeerProbe } from '../dataplane/probes.js';
 import { messageOf, PodwireError } from '../errors.js';
 import type { Runner } from '../host/exec.js';
 import type { FirewallStats } from '../host/firewall/firewall.js';
@@ -13,7 +15,7 @@ import type { Guard } from '../host/guard.js';
 import { enableForwarding } from '../host/forwarding.js';
 import type { SelectedInterface } from '../host/select-interface.js';
 import { formatSubnetEnv, type SubnetEnv, subnetEnvEquals, writeSubnetEnv } from '../host/subnet-env.js';
-import type { Family, Prefix } from '../net/prefix.js';
+import type { Address, Family, Prefix } from '../net/prefix.js';
 import type { Backend } from './backends/backend.js';
 import { Backoff, type Clock, pause } from './clock.js';
 import type { OverlayFirewall } from './firewall.js';
@@ -33,6 +35,9 @@ export type LeaseState = 'routed' | 'refused' | 'ignored' | 'failed';
 
 /** Another host's lease and what became of it. */
 export interface OverlayLease {
+  /** Where the kernel carries the packets: answers to probes, and when the host was last heard. */
+  readonly probe?: PeerProbe;
+  readonly lastHeardMs?: number;
   readonly lease: Lease;
   readonly state: LeaseState;
   /** Why it is not routed; one line. */
@@ -91,6 +96,8 @@ export interface RunningOverlayOptions {
   readonly subnetFile: string | false;
   readonly ipMasq: boolean;
   readonly firewall?: OverlayFirewall;
+  /** Asks peers for signs of life where the backend has no engine that does. */
+  readonly peerProbes: boolean;
   /** Closed with the overlay. */
   readonly guard?: Guard;
   /** The store as the keeper sees it; closed with the overlay. */
@@ -118,6 +125,7 @@ export class RunningOverlay implements Overlay {
   #written = false;
   #work: Promise<void> = Promise.resolve();
   #closing: Promise<void> | undefined;
+  #probePort: ProbePort | undefined;
 
   constructor(options: RunningOverlayOptions) {
     this.#options = options;
@@ -168,6 +176,8 @@ export class RunningOverlay implements Overlay {
       if (!(await this.#subnetFileIsRight())) throw error;
       this.#logger.warn({}, messageOf(error));
     }
+    if (this.#options.peerProbes && this.dataplane === undefined && this.#backend.isPassive !== true)
+      await this.#openProbePort();
     const families = networksOf(network).map(({ family }) => family);
     if (this.#options.enableForwarding === undefined) await this.#enableForwarding(families);
     else await this.#options.enableForwarding(families, this.interface.name);
@@ -230,6 +240,7 @@ export class RunningOverlay implements Overlay {
       this.#options.firewall?.close(),
     ]);
     await this.#options.guard?.close();
+    await this.#probePort?.[Symbol.asyncDispose]();
     if (ended.status === 'rejected') {
       this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
     }
@@ -343,7 +354,27 @@ export class RunningOverlay implements Overlay {
       const problem = this.#unrouted.get(subnet.toString());
       if (problem !== undefined) return { lease, ...problem };
     }
-    return { lease, state: 'routed' };
+    return { lease, state: 'routed', ...this.#signsOfLife(lease) };
+  }
+
+  #signsOfLife(lease: Lease): Pick<OverlayLease, 'probe' | 'lastHeardMs'> {
+    const address = underlayAddress(lease);
+    const probe = this.#probePort?.of(address);
+    const lastHeardMs = this.#probePort?.lastHeardMs(address);
+    return { ...(probe === undefined ? {} : { probe }), ...(lastHeardMs === undefined ? {} : { lastHeardMs }) };
+  }
+
+  async #openProbePort(): Promise<void> {
+    const { address, address6 } = this.interface;
+    try {
+      this.#probePort = await ProbePort.open({
+        addresses: [address, address6].filter((each) => each !== undefined),
+        peers: () => Array.from(this.#running?.keeper.routes.values() ?? [], ({ lease }) => underlayAddress(lease)),
+        logger: this.#logger,
+      });
+    } catch (error) {
+      this.#logger.warn({}, messageOf(error));
+    }
   }
 
   #onNotice(notice: StoreNotice): void {
@@ -438,6 +469,11 @@ export class RunningOverlay implements Overlay {
       else this.#logger.error({}, text);
     }
   }
+}
+
+/** Where a host is asked for a sign of life, whatever its lease carries. */
+function underlayAddress({ attributes: { publicIp, publicIpv6 } }: Lease): Address {
+  return publicIp.isUnspecified && publicIpv6 !== undefined ? publicIpv6 : publicIp;
 }
 
 function leaseFields(lease: Lease): { subnet: string; publicIp: string; expiresAt?: string } {
