@@ -4,6 +4,7 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { PeerProbe } from '../../../src/dataplane/probes.js';
 import { ready } from '../../support/agents.js';
 import { attributes, BackendBed, type BackendHost } from '../../support/backend-bed.js';
 import { type Process, until } from '../../support/process.js';
@@ -67,6 +68,17 @@ export function backendContract(row: BackendRow): void {
     });
 
     test.skipIf(row.isolated)('full-size packets pass both ways, in every family', () => bed.connected());
+
+    test.skipIf(row.isolated)('peers answer probes', async () => {
+      const probe = async (): Promise<PeerProbe | undefined> => {
+        const { leases, dataplane } = await bed.status(bed.a);
+        return dataplane === undefined ? leases[0]?.probe : dataplane.peers[0]?.probe;
+      };
+      const seen = await until(async () => ((await probe())?.state === 'ok' ? probe() : undefined), {
+        what: 'an answer to a probe',
+      });
+      expect(seen.rttUs).toBeGreaterThan(1);
+    });
 
     test('a lease of another backend is shown and has no route', async () => {
       if (stack !== 'ipv4') return;

@@ -9,7 +9,7 @@ import { engineStats, firewallStats, guardStats, overlayStatus, peerStats, route
 /** What deploy/ asks Prometheus for must be there. Every metric has at least one sample in this agent. */
 let families: ReadonlyMap<string, MetricFamily>;
 beforeAll(async () => {
-  const probe = { state: 'ok', rttUs: 250, lossPermille: 0 };
+  const probe = { state: 'ok' as const, rttUs: 250, lossPermille: 0 };
   const peer = { ...peerStats('192.168.1.8', { lastHeardMs: 10 }), probe };
   const notices = { conflict: 1, foreign: 1, corrupt: 1, degraded: 1 };
   const times = { acquiredAt: new Date(), writtenAt: new Date() };

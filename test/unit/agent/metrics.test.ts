@@ -162,7 +162,7 @@ describe('hosts', () => {
 
   test('have their counts, path MTU, and when they were heard and probed', async () => {
     const { state, read } = fixture();
-    const probe = { state: 'ok', rttUs: 250, lossPermille: 100 };
+    const probe = { state: 'ok' as const, rttUs: 250, lossPermille: 100 };
     const one = { ...peerStats('192.168.1.8', { rxBytes: 77, txDrops: 3, lastHeardMs: 1500 }), probe };
     state.overlay = overlayStatus({ leases: [routed('10.42.8.0/24', one.address)], dataplane: engineStats({}, [one]) });
     const families = await read();
