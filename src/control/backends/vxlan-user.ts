@@ -1,0 +1,323 @@
+/**
+ * vxlan in user space: podwire is the tunnel end point, one data plane for each address family, its TUN under the name
+ * of flannel's device. On the wire and in the lease it is what the kernel's device is, so hosts can change one by one.
+ *
+ * The kernel's device and our socket cannot share the port, nor the name: a device that is there is removed when this
+ * host's lease is known, right before its place is taken, and its MAC goes on (design 9.8).
+ */
+import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
+import { mergeStats } from '../../dataplane/merge-stats.js';
+import { messageOf, PodwireError } from '../../errors.js';
+import { configuredMtuReader } from '../../host/configured-mtu.js';
+import { listOwnAddresses, listTunDevices } from '../../host/overlay-link.js';
+import { listRoutes, reviewRoutes } from '../../host/routes.js';
+import { ensureSwitch } from '../../host/system.js';
+import { overheadOf } from '../../net/mtu.js';
+import type { Address, Family, MacAddress, Prefix } from '../../net/prefix.js';
+import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
+import { networksOf } from '../network-config.js';
+import type { Backend, BackendOptions } from './backend.js';
+import { baseAddresses, DirectWays, requireGuard } from './kernel-backend.js';
+import { type KernelBase, KernelPaths } from './kernel-paths.js';
+import { peerAddress, refuseLoop } from './underlay.js';
+import { vtepMac } from './vtep.js';
+import { peerVtep, type VxlanConfig } from './vxlan-config.js';
+import {
+  type ExistingDevice,
+  existingDevice,
+  podMtu,
+  vxlanAttributes,
+  vxlanFacts,
+  type VxlanLeg,
+  vxlanLegs,
+  vxlanRefusal,
+} from './vxlan-kernel.js';
+
+/** How often it is looked whether peers have come to be, or are no more, on the underlay's own link. */
+const DIRECT_RECHECK_MS = 10_000;
+
+interface Leg extends VxlanLeg {
+  readonly mac: MacAddress;
+  /** The kernel's device under our name, which goes when we begin. */
+  readonly existing: ExistingDevice | undefined;
+  dataplane?: Dataplane;
+}
+
+export class UserVxlanBackend implements Backend {
+  readonly type = 'vxlan';
+  readonly closed: Promise<void>;
+  readonly attributes: LeaseAttributes;
+  readonly ownAddresses: readonly Address[];
+  readonly mtu: number;
+  readonly #options: BackendOptions;
+  readonly #config: VxlanConfig;
+  readonly #legs: readonly Leg[];
+  readonly #hostAddresses: readonly Address[];
+  readonly #macs: ReadonlyMap<Family, MacAddress>;
+  readonly #networks: readonly Prefix[];
+  readonly #paths: KernelPaths;
+  readonly #wanted = new Map<string, { readonly prefix: Prefix; readonly lease: Lease }>();
+  #settle!: { resolve: () => void; reject: (error: unknown) => void };
+  #recheck: NodeJS.Timeout | undefined;
+  #closing: Promise<void> | undefined;
+
+  private constructor(
+    options: BackendOptions,
+    config: VxlanConfig,
+    legs: readonly Leg[],
+    host: { readonly own: readonly Address[]; readonly tunDevices: ReadonlySet<string> },
+  ) {
+    const { underlay, network } = options;
+    this.#options = options;
+    this.#config = config;
+    this.#legs = legs;
+    this.#hostAddresses = host.own;
+    this.#networks = networksOf(network);
+    this.#macs = new Map(legs.map(({ family, mac }) => [family, mac]));
+    this.attributes = vxlanAttributes(underlay, config, this.#macs);
+    const { publicIp, publicIpv6 } = underlay;
+    this.ownAddresses = [...[publicIp, publicIpv6].filter((address) => address !== undefined), ...host.own];
+    this.mtu = podMtu(legs);
+    this.closed = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
+    this.closed.catch(() => undefined);
+    this.#paths = new KernelPaths({
+      runner: options.runner,
+      logger: options.logger,
+      guard: requireGuard(options),
+      part: 'vxlan',
+      networks: this.#networks,
+      underlay: underlay.name,
+      foreignDevices: host.tunDevices,
+      ...(options.onRouteFault === undefined ? {} : { onFault: options.onRouteFault }),
+      ...(config.directRouting ? { prepare: () => this.#chooseWays() } : {}),
+    });
+  }
+
+  /**
+   * Opens the data planes, unless a kernel device stands in their place until {@link begin}.
+   *
+   * @throws {PodwireError} `UNSUPPORTED` (GBP), `INTERFACE`, `DEVICE_IN_USE`, and what {@link Dataplane.open} throws.
+   */
+  static async open(options: BackendOptions, config: VxlanConfig): Promise<UserVxlanBackend> {
+    const { network, underlay, runner, logger, state } = options;
+    if (config.gbp) {
+      throw new PodwireError(
+        'UNSUPPORTED',
+        'Backend.GBP needs the kernel: podwire itself carries no group policy; set "Mode":"kernel" or leave GBP out',
+      );
+    }
+    if (config.learning)
+      logger.warn({}, 'Backend.Learning has no effect in user space: peers are known from their leases');
+    const tunDevices = await listTunDevices(runner);
+    const legs: Leg[] = [];
+    for (const leg of vxlanLegs(options, config)) {
+      const existing = await existingDevice(runner, leg, config, underlay.name);
+      if (existing !== undefined && existing.kind !== 'vxlan') {
+        throw new PodwireError(
+          'DEVICE_IN_USE',
+          `a device ${leg.device} (${existing.kind ?? 'of unknown kind'}) is there already: another agent runs with this VNI; stop it first`,
+        );
+      }
+      const publicIp = (leg.family === 4 ? underlay.publicIp : underlay.publicIpv6) ?? leg.local;
+      const mac = await vtepMac({ vni: config.vni, family: leg.family, publicIp, state, logger }, existing?.mac);
+      legs.push({ ...leg, mac, existing });
+    }
+    for (const overlay of networksOf(network)) {
+      refuseLoop(overlay, underlay);
+      reviewRoutes(await listRoutes(runner, overlay.family), overlay, [], tunDevices);
+    }
+    const backend = new UserVxlanBackend(options, config, legs, { own: await listOwnAddresses(runner), tunDevices });
+    try {
+      if (legs.every(({ existing }) => existing === undefined)) await backend.#openLegs();
+      return backend;
+    } catch (error) {
+      await backend.close();
+      throw error;
+    }
+  }
+
+  get dataplane(): Dataplane | undefined {
+    return this.#legs[0]?.dataplane;
+  }
+
+  get device(): string {
+    return this.#legs[0]!.device;
+  }
+
+  get facts(): Readonly<Record<string, unknown>> {
+    return { ...vxlanFacts('podwire', this.#config, this.#legs, this.#macs), ...this.dataplane?.capabilities };
+  }
+
+  get stats(): DataplaneStats | undefined {
+    const planes = this.#legs.flatMap(({ dataplane }) => (dataplane === undefined ? [] : [dataplane.stats()]));
+    return planes.length === 0 ? undefined : mergeStats(planes);
+  }
+
+  async begin(lease: Lease): Promise<void> {
+    const { logger } = this.#options;
+    const startedAt = performance.now();
+    const handedOver = this.#legs.filter(
+      ({ existing, dataplane }) => existing !== undefined && dataplane === undefined,
+    );
+    if (handedOver.length > 0) {
+      for (const { device } of handedOver) await this.#removeDevice(device);
+      await this.#openLegs();
+    }
+    for (const { dataplane } of this.#legs) dataplane?.setLocal(subnetsOf(lease), this.#hostAddresses);
+    await this.#paths.setBase(this.#base([lease]));
+    if (handedOver.length > 0) {
+      const tookMs = Math.round(performance.now() - startedAt);
+      logger.info(
+        { tookMs, vtepMac: [...this.#macs.values()].join(' ') },
+        `took over from the kernel's vxlan device, which is removed; packets were not carried for ${tookMs} ms`,
+      );
+    }
+    if (this.#config.directRouting) {
+      this.#recheck = setInterval(() => void this.#paths.settle(), DIRECT_RECHECK_MS).unref();
+    }
+  }
+
+  async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
+    const [before, after] = [subnetsOf(from), subnetsOf(to)];
+    this.#setLocal([...before.filter((old) => !after.some((subnet) => subnet.equals(old))), ...after]);
+    await this.#paths.setBase(this.#base([to, from]));
+    await publish();
+    this.#setLocal(after);
+    await this.#paths.setBase(this.#base([to]));
+  }
+
+  refusal(lease: Lease, prefix: Prefix): string | undefined {
+    const { backendType } = lease.attributes;
+    if (backendType.toLowerCase() !== this.type) return `its backend is ${backendType || 'udp'}, ours is vxlan`;
+    return peerAddress(prefix, lease) === undefined
+      ? `it names no IPv${prefix.family} address for ${prefix.toString()}`
+      : vxlanRefusal(lease, prefix, this.#config, this.#macs);
+  }
+
+  setRoute(prefix: Prefix, lease: Lease): void {
+    const before = this.#wanted.get(prefix.toString());
+    this.#wanted.set(prefix.toString(), { prefix, lease });
+    try {
+      this.#program(prefix, lease);
+    } catch (error) {
+      if (before === undefined) this.#wanted.delete(prefix.toString());
+      else this.#wanted.set(prefix.toString(), before);
+      throw error;
+    }
+    if (this.#config.directRouting) void this.#paths.settle();
+  }
+
+  removeRoute(prefix: Prefix): boolean {
+    const isKnown = this.#wanted.delete(prefix.toString());
+    this.#paths.delete(prefix);
+    this.#leg(prefix)?.dataplane?.routes.delete(prefix);
+    return isKnown;
+  }
+
+  routesComplete(): void {
+    this.#paths.complete();
+  }
+
+  /** Stops the workers and closes the TUNs; addresses and the networks' routes go with them, direct routes stay. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #close(): Promise<void> {
+    clearInterval(this.#recheck);
+    await this.#paths.close();
+    await Promise.all(this.#legs.map(({ dataplane }) => dataplane?.close()));
+    this.#settle.resolve();
+  }
+
+  #leg({ family }: Prefix): Leg | undefined {
+    return this.#legs.find((leg) => leg.family === family);
+  }
+
+  #setLocal(subnets: readonly Prefix[]): void {
+    for (const { dataplane } of this.#legs) dataplane?.setLocal(subnets, this.#hostAddresses);
+  }
+
+  /** The tunnel knows direct peers too: they may send through it all the same. */
+  #program(prefix: Prefix, lease: Lease): void {
+    this.#leg(prefix)?.dataplane?.routes.set(prefix, {
+      address: peerAddress(prefix, lease)!,
+      port: this.#config.port,
+      vtepMac: peerVtep(lease, prefix, this.#config.vni).toString(),
+    });
+  }
+
+  async #removeDevice(device: string): Promise<void> {
+    try {
+      await this.#options.runner('ip', ['link', 'del', 'dev', device]);
+    } catch (error) {
+      if (!/Cannot find device/.test(messageOf(error))) throw error;
+    }
+  }
+
+  async #openLegs(): Promise<void> {
+    const { dataplane, runner, logger, openDataplane, txQueueLength } = this.#options;
+    const open = openDataplane ?? ((resolved) => Dataplane.open(resolved));
+    for (const leg of this.#legs) {
+      const { family, device, local, mac, mtu } = leg;
+      const plane = await open({
+        ...dataplane,
+        device,
+        bind: { address: local, port: this.#config.port },
+        encapsulation: { type: 'vxlan', vni: this.#config.vni, vtepMac: mac },
+        local: [],
+        ownAddresses: this.#hostAddresses,
+        underlayMtu: mtu + overheadOf('vxlan', family),
+        configuredMtu: configuredMtuReader(runner),
+        logger,
+      });
+      leg.dataplane = plane;
+      plane.closed.catch((error: unknown) => this.#settle.reject(error));
+      await this.#quiet(leg);
+      if (txQueueLength !== undefined) {
+        await runner('ip', ['link', 'set', 'dev', device, 'txqueuelen', String(txQueueLength)]);
+      }
+    }
+    for (const { prefix, lease } of this.#wanted.values()) {
+      try {
+        this.#program(prefix, lease);
+      } catch (error) {
+        this.#options.onRouteFault?.(prefix, messageOf(error));
+      }
+    }
+  }
+
+  /** Keeps the kernel from sending router solicitations and multicast reports into the tunnel. */
+  async #quiet({ family, device }: Leg): Promise<void> {
+    const base = `/proc/sys/net/ipv6/conf/${device}`;
+    if (family === 4) await ensureSwitch(`${base}/disable_ipv6`, '1');
+    else {
+      await ensureSwitch(`${base}/accept_ra`, '0');
+      await ensureSwitch(`${base}/router_solicitations`, '0');
+      await this.#options.runner('ip', ['link', 'set', 'dev', device, 'addrgenmode', 'none']);
+    }
+  }
+
+  #base(leases: readonly Lease[]): KernelBase {
+    return {
+      links: this.#legs.map(({ device, mtu }) => ({ device, up: true, mtu })),
+      addresses: this.#legs.flatMap(({ device, family }) => baseAddresses(leases, device, family)),
+      routes: this.#networks.map((destination) => ({ destination, device: this.#leg(destination)!.device })),
+      exclusive: this.#legs.map(({ device }) => device),
+    };
+  }
+
+  async #chooseWays(): Promise<void> {
+    const ways = await DirectWays.read(this.#options.runner, this.#options.underlay.name, this.#networks);
+    for (const { prefix, lease } of this.#wanted.values()) {
+      const path = ways.path(prefix, lease);
+      if (path === undefined) this.#paths.delete(prefix);
+      else this.#paths.set(prefix, path);
+    }
+  }
+}

@@ -1,0 +1,33 @@
+import { describe, expect } from 'vitest';
+import { backendContract } from '../contract/backends/contract.js';
+import { missing } from '../support/requires.js';
+
+const MAC: unknown = expect.stringMatching(/^([0-9a-f]{2}:){5}[0-9a-f]{2}$/);
+const vtep = { VNI: 1, VtepMAC: MAC };
+
+describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'ping'], files: ['dist/cli/main.js'] }))(
+  'backends in user space',
+  () => {
+    backendContract({ name: 'udp', backend: { Type: 'udp' }, mtu: 1472, lease: {} });
+    backendContract({
+      name: 'vxlan by podwire',
+      backend: { Type: 'vxlan' },
+      mtu: 1450,
+      lease: { BackendType: 'vxlan', BackendData: vtep },
+    });
+    backendContract({
+      name: 'vxlan by podwire, dual stack',
+      backend: { Type: 'vxlan', Mode: 'user' },
+      stack: 'dual',
+      mtu: 1430,
+      lease: { BackendType: 'vxlan', BackendData: vtep, BackendV6Data: vtep },
+    });
+    backendContract({
+      name: 'vxlan by podwire with DirectRouting',
+      backend: { Type: 'vxlan', Mode: 'user', DirectRouting: true },
+      mtu: 1450,
+      lease: { BackendType: 'vxlan', BackendData: vtep },
+      survives: true,
+    });
+  },
+);
