@@ -234,6 +234,7 @@ function overlayOptions(
     firewall: config.firewall,
     leaseTtlMs: config.leaseTtlMs,
     ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),
+    ...(config.vxlanMode === undefined ? {} : { vxlanMode: config.vxlanMode }),
     ...(config.txQueueLength === undefined ? {} : { txQueueLength: config.txQueueLength }),
     // As flanneld: whoever writes the config may come later. A directory is at hand and mended at once.
     waitForConfig: config.store.kind === 'etcd',

@@ -32,6 +32,8 @@ export interface AgentConfig {
   readonly renewMarginMs?: number;
   readonly releaseOnExit: boolean;
   readonly txQueueLength?: number;
+  /** Absent: as the network config says. */
+  readonly vxlanMode?: 'auto' | 'user' | 'kernel';
   readonly dataplane: Pick<
     DataplaneOptions,
     'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'peerProbes'
@@ -84,6 +86,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     leaseTtlMs,
     ...(margin === undefined ? {} : { renewMarginMs: margin }),
     releaseOnExit: read.bool('release-on-exit'),
+    ...(read.isSet('vxlan-mode') ? { vxlanMode: read.choice('vxlan-mode', ['auto', 'user', 'kernel']) } : {}),
     ...(read.isSet('tx-queue-length') ? { txQueueLength: read.int('tx-queue-length', 1, 1_000_000) } : {}),
     dataplane: readDataplane(read),
     ...(health === undefined ? {} : { health }),
