@@ -5,6 +5,7 @@
  * Piscina's `close()` ends busy workers when the first of several loops returns, so it is never used: stopping is the
  * stop word, a wake-up, every run awaited, then `destroy()`.
  */
+import { setFlagsFromString } from 'node:v8';
 import { MessageChannel } from 'node:worker_threads';
 import { Piscina } from 'piscina';
 import { PodwireError, errnoOf, messageOf } from '../errors.js';
@@ -71,6 +72,9 @@ export class Supervisor {
       lastError: undefined,
       done: Promise.resolve(),
     }));
+    // Some seconds after a quiet start V8 collects an isolate once more to shrink its heap, which stops a worker for up to
+    // 10 ms. A flag is the only way to tell it not to; it concerns threads that are made from here on.
+    setFlagsFromString('--no-memory-reducer');
     this.#pool = new Piscina({
       filename: new URL('./worker.js', import.meta.url).href,
       minThreads: memories.length,
