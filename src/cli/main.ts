@@ -28,6 +28,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: 'two hosts in network namespaces with real agents and real packets, checked',
     load: async () => (await import('./lab.js')).labCommand(),
   },
+  leases: {
+    summary: 'list, watch, reserve and release leases of a store, get and set its network config',
+    load: async () => (await import('./leases.js')).leasesCommand(),
+  },
   status: {
     summary: "the running agent's lease, peers and counters",
     load: async () => (await import('./status.js')).statusCommand(),

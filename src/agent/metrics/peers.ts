@@ -17,7 +17,7 @@ export interface PeerSeries extends Readonly<Counts> {
   /** Bytes of outer packet; 0 where it is not known. */
   readonly pathMtu: number;
   readonly lastHeardMs?: number;
-  readonly probe?: { readonly state: string; readonly rttUs?: number; readonly lossPermille?: number };
+  readonly probe?: NonNullable<PeerStats['probe']>;
 }
 
 export interface PeerReading {
@@ -27,9 +27,6 @@ export interface PeerReading {
   /** Hosts without. */
   readonly unnamed: number;
 }
-
-/** Fields that peer probes add. */
-type Probed = PeerStats & { readonly probe?: PeerSeries['probe'] };
 
 export const OTHER = 'other';
 
@@ -87,7 +84,7 @@ function zero(): Counts {
 function byAddress({ dataplane, leases }: OverlayStatus): Map<string, PeerSeries | undefined> {
   const found = new Map<string, PeerSeries | undefined>();
   for (const { lease } of leases) found.set(lease.attributes.publicIp.toString(), undefined);
-  for (const peer of (dataplane?.peers ?? []) as readonly Probed[]) {
+  for (const peer of dataplane?.peers ?? []) {
     const { address, pathMtu, lastHeardMs, probe } = peer;
     const same = found.get(address);
     found.set(address, {
@@ -166,9 +163,7 @@ export const PEER_FAMILIES: readonly Family[] = [
     probe?.state !== 'ok' || probe.rttUs === undefined ? undefined : probe.rttUs / 1e6,
   ),
   gauge('podwire_peer_probe_loss_ratio', 'Share of the latest probes without an answer, 0 to 1.', ({ probe }) =>
-    probe === undefined || probe.state === 'no-probe' || probe.lossPermille === undefined
-      ? undefined
-      : probe.lossPermille / 1000,
+    probe === undefined || probe.state === 'no-probe' ? undefined : probe.lossPermille / 1000,
   ),
   {
     type: 'gauge',

@@ -154,7 +154,7 @@ describe.skipIf(lacking)('version and help', () => {
 
   test('the help of podwire names every command', async () => {
     const { stdout } = await podwire(['--help']);
-    for (const name of ['agent', 'lab', 'status']) expect(stdout).toMatch(new RegExp(`^ +${name} `, 'm'));
+    for (const name of ['agent', 'lab', 'leases', 'status']) expect(stdout).toMatch(new RegExp(`^ +${name} `, 'm'));
   });
 });
 
