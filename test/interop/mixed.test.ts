@@ -1,0 +1,98 @@
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { Cluster, CLUSTER_NEEDS, type Daemon } from '../support/clusters.js';
+import { complaints, exchange, expectLeases, longestGapMs, losses, statusOf } from '../support/clusters-checks.js';
+import { until } from '../support/process.js';
+import { missing } from '../support/requires.js';
+
+const V4 = { Network: '10.42.0.0/16' };
+const DUAL = { ...V4, EnableIPv6: true, IPv6Network: 'fd42::/48' };
+
+const BACKENDS = [
+  { name: 'udp', config: { ...V4, Backend: { Type: 'udp' } }, keepsTunnel: false },
+  { name: 'vxlan', config: { ...V4, Backend: { Type: 'vxlan' } }, keepsTunnel: true },
+  { name: 'vxlan, dual stack', config: { ...DUAL, Backend: { Type: 'vxlan' } }, keepsTunnel: true },
+  { name: 'host-gw', config: { ...V4, Backend: { Type: 'host-gw' } }, keepsTunnel: true },
+  { name: 'host-gw, dual stack', config: { ...DUAL, Backend: { Type: 'host-gw' } }, keepsTunnel: true },
+];
+
+/** Only for a look at the tests themselves: PODWIRE_INTEROP_OURS=flanneld runs them with the original everywhere. */
+const OURS = (process.env['PODWIRE_INTEROP_OURS'] ?? 'podwire') as Daemon;
+
+const lacking = missing(CLUSTER_NEEDS);
+
+describe.skipIf(lacking).each(BACKENDS)('$name, one flanneld and two podwire hosts', ({ config, keepsTunnel }) => {
+  let cluster: Cluster;
+
+  beforeAll(async () => {
+    cluster = await Cluster.create(3, config);
+  });
+
+  afterAll(() => cluster[Symbol.asyncDispose]());
+
+  test('flanneld is there first; everybody reaches everybody', async () => {
+    await cluster.host(1).join('flanneld');
+    await cluster.host(2).join(OURS);
+    await cluster.host(3).join(OURS);
+    await cluster.connected();
+    await cluster.reachable();
+    await expectLeases(cluster);
+  });
+
+  test.each([
+    [1, 'SIGTERM'],
+    [1, 'SIGKILL'],
+    [2, 'SIGTERM'],
+    [2, 'SIGKILL'],
+    [3, 'SIGKILL'],
+  ] as const)('host %i restarts after %s: same subnet, and the others notice nothing', async (number, signal) => {
+    const host = cluster.host(number);
+    const counts = await exchange(cluster, host, signal);
+    if (keepsTunnel) expect(losses(counts)).toEqual([]);
+    expect(longestGapMs(counts, host)).toBeLessThan(3000);
+  });
+
+  test('flanneld -> podwire -> flanneld on host 1, with the same arguments', async () => {
+    const host = cluster.host(1);
+    for (const kind of [OURS, 'flanneld'] as const) {
+      const counts = await exchange(cluster, host, 'SIGTERM', kind);
+      if (keepsTunnel) expect(losses(counts)).toEqual([]);
+      expect(longestGapMs(counts, host)).toBeLessThan(3000);
+      await cluster.reachable();
+      await expectLeases(cluster);
+      // --ip-masq: what leaves the cluster has the host's address; 10.77.0.250 has no way back to a pod.
+      for (const { ns } of cluster.pods()) await ns.ok('ping', ['-c', '1', '-W', '2', '-n', '10.77.0.250']);
+    }
+  });
+
+  test('a host leaves and comes back while the others talk', async () => {
+    const [stays, talks, leaves] = [cluster.host(1), cluster.host(2), cluster.host(3)];
+    const subnet = await leaves.subnet();
+    const counts = await cluster.pinging(async () => {
+      await leaves.stop();
+      await cluster.etcd.removeSubnet(`${subnet}-24`);
+      if (OURS === 'podwire') {
+        await until(async () => (await statusOf(talks)).leases.every((lease) => lease.publicIp !== leaves.underlay), {
+          what: 'the lease to be withdrawn',
+        });
+      }
+      await leaves.join(OURS);
+      await cluster.connected();
+    });
+    expect(losses(counts, [leaves])).toEqual([]);
+    expect(await leaves.subnet()).toBe(subnet);
+    for (const host of [stays, talks, leaves]) expect(complaints(host)).toEqual([]);
+  });
+});
+
+describe.skipIf(lacking).each(BACKENDS)('$name, the other order', ({ config }) => {
+  test('podwire hosts are there first; flanneld joins and everybody reaches everybody', async () => {
+    await using cluster = await Cluster.create(3, config);
+    await Promise.all([cluster.host(2).join(OURS), cluster.host(3).join(OURS)]);
+    await cluster.connected([cluster.host(2), cluster.host(3)]);
+    await cluster.host(1).join('flanneld');
+    await cluster.connected();
+    await cluster.reachable();
+    await expectLeases(cluster);
+    for (const host of cluster.hosts) expect(complaints(host)).toEqual([]);
+  });
+});
