@@ -144,7 +144,8 @@ export class ClusterHost {
   start(kind: Daemon, ...extra: readonly string[]): Process {
     if (this.daemon?.process.running === true) throw new Error(`host ${String(this.number)} has a daemon already`);
     const program = kind === 'flanneld' ? [counterpart('flanneld')] : [process.execPath, cli, 'agent'];
-    const env = { ...process.env, PODWIRE_WORKERS: '1', PODWIRE_LOG_FORMAT: 'json' };
+    const own = { PODWIRE_WORKERS: '1', PODWIRE_LOG_FORMAT: 'json', PODWIRE_STATE_DIR: join(this.run, 'state') };
+    const env = { ...process.env, ...own };
     const [command = '', ...first] = program;
     const started = this.ns.spawn(command, [...first, ...this.unitArguments, ...extra], { env });
     this.daemon = { kind, process: started };
