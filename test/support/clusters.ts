@@ -127,27 +127,43 @@ export class ClusterHost {
     this.underlay6 = `fd77::${String(number)}`;
   }
 
-  /** What stands in the unit's ExecStart behind the program: the same for both daemons. */
-  get unitArguments(): string[] {
-    return [
-      `--etcd-endpoints=${this.#endpoint}`,
-      `--etcd-prefix=${ETCD_PREFIX}`,
-      '--iface=eth0',
-      '--ip-masq',
-      `--subnet-file=${this.subnetFile}`,
-      '--healthz-ip=127.0.0.1',
-      '--healthz-port=8401',
-    ];
+  /**
+   * What the unit says behind the program, the same for both daemons: `--name=value` on host 1, 4, …, `-name value` on
+   * host 2, 5, …, and FLANNELD_NAME in the environment on host 3, 6, ….
+   */
+  get unit(): { readonly arguments: string[]; readonly environment: Readonly<Record<string, string>> } {
+    const settings = Object.entries({
+      'etcd-endpoints': this.#endpoint,
+      'etcd-prefix': ETCD_PREFIX,
+      iface: 'eth0',
+      'ip-masq': 'true',
+      'subnet-file': this.subnetFile,
+      'healthz-ip': '127.0.0.1',
+      'healthz-port': '8401',
+    });
+    switch (this.number % 3) {
+      case 1:
+        return { arguments: settings.map(([name, value]) => `--${name}=${value}`), environment: {} };
+      case 2: {
+        const args = settings.flatMap(([name, value]) => (value === 'true' ? [`-${name}`] : [`-${name}`, value]));
+        return { arguments: args, environment: {} };
+      }
+      default: {
+        const name = (flag: string): string => `FLANNELD_${flag.toUpperCase().replaceAll('-', '_')}`;
+        return { arguments: [], environment: Object.fromEntries(settings.map(([flag, value]) => [name(flag), value])) };
+      }
+    }
   }
 
-  /** Starts a daemon with {@link unitArguments}. */
+  /** Starts a daemon as its {@link unit} says. */
   start(kind: Daemon, ...extra: readonly string[]): Process {
     if (this.daemon?.process.running === true) throw new Error(`host ${String(this.number)} has a daemon already`);
     const program = kind === 'flanneld' ? [counterpart('flanneld')] : [process.execPath, cli, 'agent'];
     const own = { PODWIRE_WORKERS: '1', PODWIRE_LOG_FORMAT: 'json', PODWIRE_STATE_DIR: join(this.run, 'state') };
-    const env = { ...process.env, ...own };
+    const unit = this.unit;
     const [command = '', ...first] = program;
-    const started = this.ns.spawn(command, [...first, ...this.unitArguments, ...extra], { env });
+    const env = { ...process.env, ...own, ...unit.environment };
+    const started = this.ns.spawn(command, [...first, ...unit.arguments, ...extra], { env });
     this.daemon = { kind, process: started };
     return started;
   }
