@@ -60,6 +60,8 @@ describe.skipIf(lacking).each(BACKENDS)('$name, one flanneld and two podwire hos
       await cluster.reachable();
       await expectLeases(cluster);
       // --ip-masq: what leaves the cluster has the host's address; 10.77.0.250 has no way back to a pod.
+      // flanneld's chains are there when it runs, and only then: nobody masquerades twice.
+      expect((await host.ns.ok('iptables-save', [])).includes('-j FLANNEL-')).toBe(kind === 'flanneld');
       for (const { ns } of cluster.pods()) await ns.ok('ping', ['-c', '1', '-W', '2', '-n', '10.77.0.250']);
     }
   });
