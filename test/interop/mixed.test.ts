@@ -7,10 +7,22 @@ import { missing } from '../support/requires.js';
 const V4 = { Network: '10.42.0.0/16' };
 const DUAL = { ...V4, EnableIPv6: true, IPv6Network: 'fd42::/48' };
 
-const BACKENDS = [
+/**
+ * - `keepsTunnel`: the kernel forwards without the daemon, so a restart costs no packet.
+ * - `podwireMtu`: where FLANNEL_MTU is not the one that flanneld writes. With IPv6 the tunnel costs 70 bytes; flanneld
+ *   still says 1450, and its own device then refuses what is longer than 1430.
+ */
+interface Backend {
+  readonly name: string;
+  readonly config: object;
+  readonly keepsTunnel: boolean;
+  readonly podwireMtu?: number;
+}
+
+const BACKENDS: readonly Backend[] = [
   { name: 'udp', config: { ...V4, Backend: { Type: 'udp' } }, keepsTunnel: false },
   { name: 'vxlan', config: { ...V4, Backend: { Type: 'vxlan' } }, keepsTunnel: true },
-  { name: 'vxlan, dual stack', config: { ...DUAL, Backend: { Type: 'vxlan' } }, keepsTunnel: true },
+  { name: 'vxlan, dual stack', config: { ...DUAL, Backend: { Type: 'vxlan' } }, keepsTunnel: true, podwireMtu: 1430 },
   { name: 'host-gw', config: { ...V4, Backend: { Type: 'host-gw' } }, keepsTunnel: true },
   { name: 'host-gw, dual stack', config: { ...DUAL, Backend: { Type: 'host-gw' } }, keepsTunnel: true },
 ];
@@ -20,7 +32,8 @@ const OURS = (process.env['PODWIRE_INTEROP_OURS'] ?? 'podwire') as Daemon;
 
 const lacking = missing(CLUSTER_NEEDS);
 
-describe.skipIf(lacking).each(BACKENDS)('$name, one flanneld and two podwire hosts', ({ config, keepsTunnel }) => {
+describe.skipIf(lacking).each<Backend>(BACKENDS)('$name, one flanneld and two podwire hosts', (backend) => {
+  const { config, keepsTunnel, podwireMtu } = backend;
   let cluster: Cluster;
 
   beforeAll(async () => {
@@ -46,15 +59,20 @@ describe.skipIf(lacking).each(BACKENDS)('$name, one flanneld and two podwire hos
     [3, 'SIGKILL'],
   ] as const)('host %i restarts after %s: same subnet, and the others notice nothing', async (number, signal) => {
     const host = cluster.host(number);
+    const before = await host.subnetEnv();
     const counts = await exchange(cluster, host, signal);
+    expect(await host.subnetEnv()).toBe(before);
     if (keepsTunnel) expect(losses(counts)).toEqual([]);
     expect(longestGapMs(counts, host)).toBeLessThan(3000);
   });
 
   test('flanneld -> podwire -> flanneld on host 1, with the same arguments', async () => {
     const host = cluster.host(1);
+    const original = await host.subnetEnv();
+    const ours = podwireMtu === undefined ? original : original.replace(/MTU=\d+/, `MTU=${String(podwireMtu)}`);
     for (const kind of [OURS, 'flanneld'] as const) {
       const counts = await exchange(cluster, host, 'SIGTERM', kind);
+      expect(await host.subnetEnv()).toBe(kind === 'podwire' ? ours : original);
       if (keepsTunnel) expect(losses(counts)).toEqual([]);
       expect(longestGapMs(counts, host)).toBeLessThan(3000);
       await cluster.reachable();
@@ -69,9 +87,10 @@ describe.skipIf(lacking).each(BACKENDS)('$name, one flanneld and two podwire hos
   test('a host leaves and comes back while the others talk', async () => {
     const [stays, talks, leaves] = [cluster.host(1), cluster.host(2), cluster.host(3)];
     const subnet = await leaves.subnet();
+    const key = (await cluster.holders())[leaves.underlay] ?? '';
     const counts = await cluster.pinging(async () => {
       await leaves.stop();
-      await cluster.etcd.removeSubnet(`${subnet}-24`);
+      await cluster.etcd.removeSubnet(key);
       if (OURS === 'podwire') {
         await until(async () => (await statusOf(talks)).leases.every((lease) => lease.publicIp !== leaves.underlay), {
           what: 'the lease to be withdrawn',
@@ -86,7 +105,7 @@ describe.skipIf(lacking).each(BACKENDS)('$name, one flanneld and two podwire hos
   });
 });
 
-describe.skipIf(lacking).each(BACKENDS)('$name, the other order', ({ config }) => {
+describe.skipIf(lacking).each<Backend>(BACKENDS)('$name, the other order', ({ config }) => {
   test('podwire hosts are there first; flanneld joins and everybody reaches everybody', async () => {
     await using cluster = await Cluster.create(3, config);
     await Promise.all([cluster.host(2).join(OURS), cluster.host(3).join(OURS)]);

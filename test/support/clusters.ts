@@ -191,7 +191,12 @@ export class ClusterHost {
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<Finished> {
     const { process: started } = this.#running();
     this.daemon = undefined;
-    return await started.stop(signal);
+    const finished = await started.stop(signal);
+    // The kernel may close the sockets of a killed program after its end, and flanneld panics when the port is taken.
+    await until(async () => (await this.ns.ok('ss', ['-Hltn', 'sport', '=', ':8401'])) === '', {
+      what: 'the health port to be free',
+    });
+    return finished;
   }
 
   /** The daemon's stderr since its start. */
@@ -210,10 +215,11 @@ export class ClusterHost {
     return `${match[1]}.0`;
   }
 
-  /** The bridge and the pod that subnet.env asks for; nothing to do when they are as they should be. */
+  /** The bridge and the pod that subnet.env asks for; a pod in the right subnets stays as it is, as with a plugin. */
   async plug(): Promise<Pod> {
     const env = await this.subnetEnv();
-    if (this.pod !== undefined && this.#plugged === env) return this.pod;
+    const subnets = env.replace(/^FLANNEL_(MTU|IPMASQ)=.*\n/gm, '');
+    if (this.pod !== undefined && this.#plugged === subnets) return this.pod;
     await this.pod?.[Symbol.asyncDispose]();
     await this.ns.run('ip', ['link', 'delete', 'cni0']);
     await this.ns.run('ip', ['link', 'delete', 'pod']);
@@ -242,7 +248,7 @@ export class ClusterHost {
       ...only([`route add default via ${gateway6 ?? ''}`]),
     ]);
     this.pod = await Pod.start(this.#podNs, address, address6);
-    this.#plugged = env;
+    this.#plugged = subnets;
     return this.pod;
   }
 
@@ -401,19 +407,17 @@ export class Cluster implements AsyncDisposable {
       const targets = pairs(pods).flatMap(([from, host]) => (from === pod ? [host] : []));
       await pod.call('startPings', { hosts: targets, intervalMs });
     }
-    const counts: Record<string, PingCount> = {};
+    const stop = (): Promise<Record<string, PingCount>[]> => Promise.all(pods.map((pod) => pod.call('stopPings', {})));
     try {
       await work();
-    } finally {
-      await Promise.all(
-        pods.map(async (pod) => {
-          for (const [host, count] of Object.entries(await pod.call('stopPings', {}))) {
-            counts[`${pod.address} -> ${host}`] = count;
-          }
-        }),
-      );
+    } catch (error) {
+      await stop().catch(() => {});
+      throw error;
     }
-    return counts;
+    const stopped = (await stop()).flatMap((counts, index) =>
+      Object.entries(counts).map(([host, count]) => [`${pods[index]?.address ?? ''} -> ${host}`, count] as const),
+    );
+    return Object.fromEntries(stopped);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
