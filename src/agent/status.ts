@@ -25,6 +25,18 @@ export interface AgentStatus {
   };
   readonly device: { readonly name: string; readonly mtu: number };
   readonly subnetFile?: { readonly path: string; readonly written: boolean };
+  /** What is watched on this host. */
+  readonly host: {
+    /** Repairs of what somebody else changed, since the start, by kind. */
+    readonly driftRepaired: Readonly<Record<string, number>>;
+    readonly lastRepair?: { readonly at: string; readonly what: string };
+    /** How often the data plane was opened again: its device was removed, or the underlay has changed. */
+    readonly reopened: number;
+    /** What is wrong, one line each: not ours to put right, refused by the kernel, or undone by somebody. */
+    readonly problems: readonly string[];
+    /** False while changes of the host are noticed late. */
+    readonly eventsHeard: boolean;
+  };
   /** The other hosts' leases. */
   readonly leases: readonly {
     readonly subnet: string;
@@ -80,6 +92,7 @@ export function agentStatus(
     },
     device: { name: overlay.device, mtu: overlay.mtu },
     ...(overlay.subnetFile === undefined ? {} : { subnetFile: overlay.subnetFile }),
+    host: hostStatus(overlay.host),
     leases: overlay.leases.map((entry) => ({
       subnet: entry.lease.subnet.toString(),
       ...(entry.lease.subnet6 === undefined ? {} : { subnet6: entry.lease.subnet6.toString() }),
@@ -100,6 +113,17 @@ function storeStatus({ tableOf, ...store }: OverlayStatus['store']): AgentStatus
   return tableOf === undefined ? store : { ...store, ok: false, tableOf: tableOf.toISOString() };
 }
 
+function hostStatus(host: OverlayStatus['host']): AgentStatus['host'] {
+  const { driftRepaired, lastRepair, reopened, problems, failing, fought, monitor } = host;
+  return {
+    driftRepaired,
+    ...(lastRepair === undefined ? {} : { lastRepair: { at: lastRepair.at.toISOString(), what: lastRepair.what } }),
+    reopened,
+    problems: [...problems, ...failing, ...fought.map((what) => `somebody keeps undoing: ${what}`)],
+    eventsHeard: monitor.running,
+  };
+}
+
 /** The status as a person reads it: a few lines, then one table of peers. */
 export function formatStatus(status: AgentStatus, now: Date = new Date()): string {
   const { lease, device, store, dataplane } = status;
@@ -110,6 +134,7 @@ export function formatStatus(status: AgentStatus, now: Date = new Date()): strin
     `device     ${device.name}  mtu ${device.mtu}  over ${status.interface.name} ${status.interface.address} mtu ${status.interface.mtu} (${status.interface.why})`,
     `store      ${store.description}  ${store.ok ? 'ok' : `FAILING: ${store.lastError ?? 'unknown'}`}${store.tableOf === undefined ? '' : `; forwarding by the lease table of ${store.tableOf}`}`,
     ...(status.firewall === undefined ? [] : [`firewall   ${formatFirewall(status.firewall)}`]),
+    ...status.host.problems.map((problem) => `PROBLEM    ${problem}`),
     ...(dataplane === undefined ? ['packets    carried by the kernel'] : formatEngine(dataplane)),
     '',
     ...formatPeers(status),

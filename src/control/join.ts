@@ -12,18 +12,19 @@ import { errnoOf, messageOf, PodwireError } from '../errors.js';
 import { run, type Runner } from '../host/exec.js';
 import { type Guard, HostGuard } from '../host/guard.js';
 import { hostIdentity } from '../host/identity.js';
-import { HostMonitor } from '../host/monitor.js';
-import { type InterfaceChoice, selectInterface } from '../host/select-interface.js';
+import { HostMonitor, type Monitor } from '../host/monitor.js';
+import { type InterfaceChoice, type SelectedInterface, selectInterface } from '../host/select-interface.js';
 import { checkSubnetEnvWritable, type PreviousSubnets, readPreviousSubnets } from '../host/subnet-env.js';
 import { checkSystem } from '../host/system.js';
-import type { Family } from '../net/prefix.js';
-import type { DataplaneChoices } from './backends/backend.js';
+import type { Family, Prefix } from '../net/prefix.js';
+import type { Backend, BackendOptions, DataplaneChoices } from './backends/backend.js';
+import { ReopeningBackend } from './backends/reopening.js';
 import { openBackend } from './backends/table.js';
 import type { VxlanMode } from './backends/vxlan-config.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
 import { DurableStore } from './durable-store.js';
 import { type FirewallOptions, OverlayFirewall } from './firewall.js';
-import { type Lease, type LeaseStore, publicAddress, subnetsOf } from './lease.js';
+import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
 import { LeaseKeeper } from './lease-keeper.js';
 import type { NetworkConfig } from './network-config.js';
 import { type Overlay, RunningOverlay } from './overlay.js';
@@ -69,6 +70,7 @@ export interface OverlaySeams {
   readonly checkSystem?: () => Promise<void>;
   readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
   readonly clock?: Clock;
+  readonly monitor?: Monitor;
   readonly guard?: Guard;
 }
 
@@ -115,7 +117,9 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
     if (notice.kind === 'degraded') logger.warn({}, notice.reason);
   });
   const network = await readNetwork(store, clock, logger, signal, options.waitForConfig ?? false);
-  const underlay = await selectInterface(runner, options.interface ?? {}, familiesOf(network));
+  const select = (): Promise<SelectedInterface> =>
+    selectInterface(runner, options.interface ?? {}, familiesOf(network));
+  const underlay = await select();
   logger.info(
     {
       interface: underlay.name,
@@ -148,28 +152,48 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
             logger,
           });
     if (firewall !== undefined) undo.push(() => firewall.close());
+    const monitor = seams.monitor ?? HostMonitor.start({ onNotice: (level, message) => logger[level]({}, message) });
+    undo.push(() => monitor.close());
+    const say = (level: 'info' | 'warn' | 'error', fields: object, message: string): void =>
+      logger[level](fields, message);
+    const guard = seams.guard ?? new HostGuard({ runner, monitor, say });
+    undo.push(() => guard.close());
     const opened: { overlay?: RunningOverlay } = {};
-    // A test without a host has no kernel events either.
-    const guard = seams.guard ?? (seams.runner === undefined ? openGuard(runner, logger) : undefined);
-    if (guard !== undefined) undo.push(() => guard.close());
-    const backend = await openBackend({
+    const onRouteFault = (prefix: Prefix, reason: string | undefined): void =>
+      opened.overlay?.onRouteFault(prefix, reason);
+    const common = {
       network,
-      underlay,
       runner,
       logger,
-      dataplane: options.dataplane ?? {},
-      onRouteFault: (prefix, reason) => opened.overlay?.onRouteFault(prefix, reason),
-      ...(guard === undefined ? {} : { guard }),
+      guard,
+      onRouteFault,
       ...(options.vxlanMode === undefined ? {} : { vxlanMode: options.vxlanMode }),
       ...(state === undefined ? {} : { state }),
       ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
       ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),
+    };
+    const backend = await ReopeningBackend.open({
+      open: (chosen, before) =>
+        openBackend({
+          ...common,
+          underlay: chosen,
+          dataplane: options.dataplane ?? {},
+          ...likeBefore(before, options),
+        }),
+      underlay,
+      logger,
+      clock,
+      onRouteFault,
     });
     undo.push(() => backend.close());
     logger.info(
       { backend: backend.type, device: backend.device, mtu: backend.mtu, ...backend.facts },
       'data plane open',
     );
+    const ownerFor = async ({ publicIp, publicIpv6 }: SelectedInterface): Promise<string | undefined> => {
+      const address = publicIp ?? publicIpv6;
+      return options.owner ?? (address === undefined ? undefined : await hostIdentity(address));
+    };
     const overlay = new RunningOverlay({
       backend,
       underlay,
@@ -179,13 +203,17 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       subnetFile,
       ipMasq: options.ipMasq ?? false,
       peerProbes: options.dataplane?.peerProbes ?? true,
+      guard,
+      monitor,
+      select,
+      followsRoutes: options.interface?.ifaceCanReach !== undefined,
+      ownerFor,
       ...(firewall === undefined ? {} : { firewall }),
-      ...(guard === undefined ? {} : { guard }),
       ...(durable === undefined ? {} : { durable }),
       ...(seams.enableForwarding === undefined ? {} : { enableForwarding: seams.enableForwarding }),
     });
     opened.overlay = overlay;
-    const owner = options.owner ?? (await hostIdentity(publicAddress(backend.attributes)));
+    const owner = await ownerFor(underlay);
     // A call that is under way when the start is called off may still end with a lease in the store.
     let acquiring: Promise<Lease> | undefined;
     undo.push(async () => {
@@ -224,6 +252,19 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
     }
     throw error;
   }
+}
+
+/** A backend that is opened again keeps its device's name, and its way where `auto` chose one at the start. */
+function likeBefore(
+  before: Backend | undefined,
+  { dataplane }: OverlayOptions,
+): Partial<Pick<BackendOptions, 'dataplane' | 'vxlanMode'>> {
+  if (before === undefined) return {};
+  const device = before.dataplane?.device.name;
+  return {
+    ...(device === undefined ? {} : { dataplane: { ...dataplane, device } }),
+    ...(before.type === 'vxlan' ? { vxlanMode: device === undefined ? 'kernel' : 'user' } : {}),
+  };
 }
 
 function isLasting(error: PodwireError): boolean {
@@ -285,21 +326,6 @@ function observedStore(store: LeaseStore, onAcquire: (call: Promise<Lease>) => v
       return typeof value === 'function' ? (value.bind(target) as unknown) : value;
     },
   });
-}
-
-/** Keeps the host as the backend wants it, and tells the operator what it repairs. */
-function openGuard(runner: Runner, logger: Logger): Guard {
-  const monitor = HostMonitor.start({ onNotice: (level, message) => logger[level]({}, message) });
-  const guard = new HostGuard({ runner, monitor, say: (level, fields, message) => logger[level](fields, message) });
-  return {
-    keep: (part, desired, onPass) => guard.keep(part, desired, onPass),
-    drop: (part) => guard.drop(part),
-    stats: () => guard.stats(),
-    close: async () => {
-      await guard.close();
-      await monitor.close();
-    },
-  };
 }
 
 /** The result of a call if there is one in time. */

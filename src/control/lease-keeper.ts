@@ -58,6 +58,7 @@ export class LeaseKeeper implements AsyncDisposable {
   readonly #closing = new AbortController();
   #attributes: LeaseAttributes;
   #ownAddresses: readonly Address[];
+  #owner: string | undefined;
   #lease: Lease | undefined;
   #config: NetworkConfig | undefined;
   #desired: DesiredRoutes | undefined;
@@ -79,6 +80,7 @@ export class LeaseKeeper implements AsyncDisposable {
     this.#store = options.store;
     this.#attributes = options.attributes;
     this.#ownAddresses = options.ownAddresses ?? [];
+    this.#owner = options.owner;
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
   }
@@ -145,12 +147,22 @@ export class LeaseKeeper implements AsyncDisposable {
   }
 
   /** Tells the peers something else from now on: a new underlay address, new backend data. */
-  setAttributes(attributes: LeaseAttributes, ownAddresses?: readonly Address[]): void {
+  setAttributes(
+    attributes: LeaseAttributes,
+    more: { readonly ownAddresses?: readonly Address[]; readonly owner?: string | undefined } = {},
+  ): void {
     this.#attributes = attributes;
-    if (ownAddresses) this.#ownAddresses = ownAddresses;
+    if (more.ownAddresses) this.#ownAddresses = more.ownAddresses;
+    if (more.owner !== undefined) this.#owner = more.owner;
     this.#updateContext();
     this.#isStale = true;
     this.#wake?.();
+  }
+
+  /** This host has other underlay addresses besides the attributes' own; the store need not know. */
+  setOwnAddresses(ownAddresses: readonly Address[]): void {
+    this.#ownAddresses = ownAddresses;
+    this.#updateContext();
   }
 
   /** Ends the loops at once, whatever the store is doing. The lease stays ours in the store until it expires; `release` gives it back. */
@@ -200,7 +212,8 @@ export class LeaseKeeper implements AsyncDisposable {
     signal: AbortSignal,
     isServing = false,
   ): Promise<{ lease: Lease; config: NetworkConfig }> {
-    const { owner, ttlMs } = this.#options;
+    const { ttlMs } = this.#options;
+    const owner = this.#owner;
     const config = await untilAborted(this.#store.network(signal), signal, 'reading the network config');
     const attributes = this.#attributes;
     const request: AcquireRequest = {
@@ -260,8 +273,9 @@ export class LeaseKeeper implements AsyncDisposable {
 
   async #renew(signal: AbortSignal): Promise<void> {
     const attributes = this.#attributes;
+    const owner = this.#owner !== undefined && { owner: this.#owner };
     const renewed = await untilAborted(
-      this.#store.renew({ ...this.#lease!, attributes }, signal),
+      this.#store.renew({ ...this.#lease!, attributes, ...owner }, signal),
       signal,
       'renewing a lease',
     );

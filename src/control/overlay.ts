@@ -11,16 +11,18 @@ import type { PeerProbe } from '../dataplane/probes.js';
 import { messageOf, PodwireError } from '../errors.js';
 import type { Runner } from '../host/exec.js';
 import type { FirewallStats } from '../host/firewall/firewall.js';
-import type { Guard } from '../host/guard.js';
 import { enableForwarding } from '../host/forwarding.js';
+import type { Guard } from '../host/guard.js';
+import type { Monitor } from '../host/monitor.js';
 import type { SelectedInterface } from '../host/select-interface.js';
 import { formatSubnetEnv, type SubnetEnv, subnetEnvEquals, writeSubnetEnv } from '../host/subnet-env.js';
 import type { Address, Family, Prefix } from '../net/prefix.js';
-import type { Backend } from './backends/backend.js';
+import type { ReopeningBackend } from './backends/reopening.js';
 import { Backoff, type Clock, pause } from './clock.js';
 import type { OverlayFirewall } from './firewall.js';
 import type { DesiredRoute } from './desired-routes.js';
 import type { DurableStore } from './durable-store.js';
+import { type HostState, HostWatch } from './host-watch.js';
 import { type Lease, publicAddress, sameSubnets, type StoreNotice, subnetsOf } from './lease.js';
 import type { LeaseCounts } from './lease-counts.js';
 import type { LeaseKeeper, StoreState } from './lease-keeper.js';
@@ -58,6 +60,8 @@ export interface OverlayStatus {
   readonly leases: readonly OverlayLease[];
   /** What has happened to our lease and to the others' since the start. */
   readonly counts: LeaseCounts;
+  /** What is watched on this host, and what was put right. */
+  readonly host: HostState;
   /** What the backend set up. */
   readonly facts: Readonly<Record<string, unknown>>;
   /** Undefined where the kernel carries the packets. */
@@ -88,7 +92,7 @@ export interface Overlay extends AsyncDisposable {
 }
 
 export interface RunningOverlayOptions {
-  readonly backend: Backend;
+  readonly backend: ReopeningBackend;
   readonly underlay: SelectedInterface;
   readonly logger: Logger;
   readonly runner: Runner;
@@ -99,7 +103,14 @@ export interface RunningOverlayOptions {
   /** Asks peers for signs of life where the backend has no engine that does. */
   readonly peerProbes: boolean;
   /** Closed with the overlay. */
-  readonly guard?: Guard;
+  readonly guard: Guard;
+  readonly monitor: Monitor;
+  /** The choice of the underlay as at the start. */
+  readonly select: () => Promise<SelectedInterface>;
+  /** That choice hangs on a route of the host. */
+  readonly followsRoutes: boolean;
+  /** This host's name in the store when its public address is that of `underlay`. */
+  readonly ownerFor: (underlay: SelectedInterface) => Promise<string | undefined>;
   /** The store as the keeper sees it; closed with the overlay. */
   readonly durable?: DurableStore;
   readonly enableForwarding?: (families: readonly Family[], underlayInterface: string) => Promise<void>;
@@ -109,17 +120,16 @@ export interface RunningOverlayOptions {
 const RETRY = { minMs: 500, maxMs: 30_000 };
 
 export class RunningOverlay implements Overlay {
-  readonly interface: SelectedInterface;
   readonly closed: Promise<void>;
   /** For the lease keeper; routes follow as soon as it has leases, also before {@link begin}. */
   readonly listener: LeaseKeeperListener;
   readonly #options: RunningOverlayOptions;
-  readonly #backend: Backend;
+  readonly #backend: ReopeningBackend;
   readonly #logger: Logger;
   /** Prefixes of accepted leases that are not in the data plane, and why. */
   readonly #unrouted = new Map<string, { readonly state: 'ignored' | 'failed'; readonly reason: string }>();
   readonly #stopping = new AbortController();
-  #running: { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease } | undefined;
+  #running: { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease; watch: HostWatch } | undefined;
   #leaseHeld = true;
   #snapshotSeen = false;
   #written = false;
@@ -131,9 +141,12 @@ export class RunningOverlay implements Overlay {
     this.#options = options;
     this.#backend = options.backend;
     this.#logger = options.logger;
-    this.interface = options.underlay;
     this.closed = options.backend.closed;
     this.listener = this.#makeListener();
+  }
+
+  get interface(): SelectedInterface {
+    return this.#backend.underlay;
   }
 
   get dataplane(): Dataplane | undefined {
@@ -156,8 +169,12 @@ export class RunningOverlay implements Overlay {
    * @throws {PodwireError} what a step threw; the caller closes backend and keeper.
    */
   begin(keeper: LeaseKeeper, network: NetworkConfig, lease: Lease): Promise<void> {
-    this.#running = { keeper, network, lease };
-    const begun = this.#begin(network, lease);
+    const watch = this.#watchHost(network);
+    this.#running = { keeper, network, lease, watch };
+    const begun = this.#begin(network, lease).catch(async (error: unknown) => {
+      await watch.close();
+      throw error;
+    });
     this.#work = begun.catch(() => undefined);
     return begun;
   }
@@ -176,7 +193,7 @@ export class RunningOverlay implements Overlay {
       if (!(await this.#subnetFileIsRight())) throw error;
       this.#logger.warn({}, messageOf(error));
     }
-    if (this.#options.peerProbes && this.dataplane === undefined && this.#backend.isPassive !== true)
+    if (this.#options.peerProbes && this.dataplane === undefined && !this.#backend.isPassive)
       await this.#openProbePort();
     const families = networksOf(network).map(({ family }) => family);
     if (this.#options.enableForwarding === undefined) await this.#enableForwarding(families);
@@ -206,6 +223,7 @@ export class RunningOverlay implements Overlay {
       subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
       leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),
       counts: keeper.counts,
+      host: this.#state.watch.state(this.#backend.reopened),
       facts: this.#backend.facts,
       dataplane: this.#backend.stats,
       ...(firewall === undefined ? {} : { firewall: firewall.stats }),
@@ -232,6 +250,8 @@ export class RunningOverlay implements Overlay {
   async #close(release: boolean): Promise<void> {
     this.#stopping.abort();
     const keeper = this.#running?.keeper;
+    // First of all, or what goes now would be put right.
+    await this.#running?.watch.close();
     const end = release ? keeper?.release() : keeper?.close();
     const [, ended] = await Promise.allSettled([
       this.#backend.close(),
@@ -239,7 +259,6 @@ export class RunningOverlay implements Overlay {
       this.#work,
       this.#options.firewall?.close(),
     ]);
-    await this.#options.guard?.close();
     await this.#probePort?.[Symbol.asyncDispose]();
     if (ended.status === 'rejected') {
       this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
@@ -247,9 +266,53 @@ export class RunningOverlay implements Overlay {
     await this.#options.durable?.[Symbol.asyncDispose]();
   }
 
-  get #state(): { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease } {
+  get #state(): { keeper: LeaseKeeper; network: NetworkConfig; lease: Lease; watch: HostWatch } {
     if (this.#running === undefined) throw new PodwireError('CLOSED', 'the overlay has not started yet');
     return this.#running;
+  }
+
+  #watchHost(network: NetworkConfig): HostWatch {
+    const { runner, monitor, guard, select, followsRoutes } = this.#options;
+    return new HostWatch({
+      runner,
+      monitor,
+      guard,
+      logger: this.#logger,
+      networks: networksOf(network),
+      underlay: this.interface,
+      select,
+      followsRoutes,
+      own: () => ({ subnets: subnetsOf(this.#state.lease), device: this.#backend.device }),
+      onMove: (next, changes) => {
+        this.#logger.warn(
+          { interface: next.name, why: next.why },
+          `the underlay has changed, following it: ${changes}`,
+        );
+        this.#enqueue('follow the underlay', () => this.#followUnderlay(next));
+      },
+      onHostChanged: async () => {
+        const before = this.#backend.ownAddresses.join(' ');
+        await this.#backend.hostChanged();
+        const { ownAddresses } = this.#backend;
+        if (ownAddresses.join(' ') !== before) this.#state.keeper.setOwnAddresses(ownAddresses);
+      },
+    });
+  }
+
+  /** Pods keep their addresses; the other hosts hear of the new one as soon as the store has it. */
+  async #followUnderlay(next: SelectedInterface): Promise<void> {
+    const { keeper } = this.#state;
+    await this.#backend.moveTo(next);
+    await this.#writeSubnetFile();
+    if (this.#probePort !== undefined) {
+      await this.#probePort[Symbol.asyncDispose]();
+      this.#probePort = undefined;
+      await this.#openProbePort();
+    }
+    keeper.setAttributes(this.#backend.attributes, {
+      ownAddresses: this.#backend.ownAddresses,
+      owner: await this.#options.ownerFor(next),
+    });
   }
 
   #makeListener(): LeaseKeeperListener {
@@ -310,7 +373,7 @@ export class RunningOverlay implements Overlay {
       const wasTold = this.#unrouted.get(prefix)?.reason === ignored;
       this.#unrouted.set(prefix, { state: 'ignored', reason: ignored });
       if (before !== undefined) this.#backend.removeRoute(route.prefix);
-      if (!wasTold && this.#backend.isPassive !== true) {
+      if (!wasTold && !this.#backend.isPassive) {
         this.#logger.warn({ subnet: prefix }, `lease ignored: ${ignored}`);
       }
       return;
@@ -464,10 +527,12 @@ export class RunningOverlay implements Overlay {
   }
 
   async #enableForwarding(families: readonly Family[]): Promise<void> {
-    for (const { ok, text } of await enableForwarding(families, this.interface.name)) {
+    const notes = await enableForwarding(families, this.interface.name);
+    for (const { ok, text } of notes) {
       if (ok) this.#logger.info({}, text);
       else this.#logger.error({}, text);
     }
+    if (notes.every(({ ok }) => ok)) await this.#state.watch.keepForwarding(families);
   }
 }
 

@@ -3,12 +3,23 @@
  * plugin; podwire sets it, with a word in the log.
  */
 import type { Family } from '../net/prefix.js';
+import type { DesiredSwitch } from './guard.js';
 import { ensureSwitch, readSwitch } from './system.js';
 
 /** What happened, one line each; `ok: false` means that packets will not be forwarded. */
 export interface ForwardingNote {
   readonly ok: boolean;
   readonly text: string;
+}
+
+const FORWARDING: Readonly<Record<Family, DesiredSwitch>> = {
+  4: { path: 'net/ipv4/ip_forward', value: '1' },
+  6: { path: 'net/ipv6/conf/all/forwarding', value: '1' },
+};
+
+/** What the guard keeps switched on. */
+export function forwardingSwitches(families: readonly Family[]): DesiredSwitch[] {
+  return families.map((family) => FORWARDING[family]);
 }
 
 /**
@@ -33,9 +44,9 @@ export async function enableForwarding(
       notes.push({ ok: false, text: `${name} is not ${value} and cannot be set (${outcome.failed}): run ${command}` });
     }
   };
-  if (families.includes(4)) await set('net.ipv4.ip_forward', 'net/ipv4/ip_forward', '1');
+  if (families.includes(4)) await set('net.ipv4.ip_forward', FORWARDING[4].path, '1');
   if (families.includes(6)) {
-    const all = 'net/ipv6/conf/all/forwarding';
+    const all = FORWARDING[6].path;
     const acceptRa = `net/ipv6/conf/${underlayInterface}/accept_ra`;
     if ((await readSwitch(`${procSys}/${all}`)) === '0' && (await readSwitch(`${procSys}/${acceptRa}`)) === '1') {
       await set(`net.ipv6.conf.${underlayInterface}.accept_ra`, acceptRa, '2');

@@ -26,6 +26,8 @@ export interface HostInterface {
   /** Bytes; 0 when the kernel names none. */
   readonly mtu: number;
   readonly up: boolean;
+  /** The link works: a cable is plugged in, the other end is up. */
+  readonly carrier: boolean;
   /** `ip` link type of a virtual device (`tun`, `vxlan`, …), where the kernel tells. */
   readonly kind: string | undefined;
   /** In the kernel's order. */
@@ -86,6 +88,7 @@ export async function listInterfaces(runner: Runner): Promise<HostInterface[]> {
       index,
       mtu: numberField(entry, 'mtu') ?? 0,
       up: listField(entry, 'flags').includes('UP'),
+      carrier: listField(entry, 'flags').includes('LOWER_UP'),
       kind: textField(field(entry, 'linkinfo'), 'info_kind'),
       addresses: listField(entry, 'addr_info')
         .map(parseAddress)

@@ -8,6 +8,7 @@
 import { messageOf, PodwireError } from '../errors.js';
 import { Address, type Prefix } from '../net/prefix.js';
 import { ipBatch, ipJson, type Runner } from './exec.js';
+import type { DesiredSwitch, GuardedState } from './guard.js';
 import { listField, textField } from './interfaces.js';
 import { ROUTE_PROTOCOL } from './routes.js';
 import { ensureSwitch } from './system.js';
@@ -57,6 +58,21 @@ export async function bringUp(runner: Runner, options: OverlayLinkOptions): Prom
     throw error;
   }
   return warnings;
+}
+
+/**
+ * What {@link bringUp} has set up, for the guard that keeps it so. A foreign route that takes the place of ours while
+ * the agent runs is overwritten; a second agent's is not.
+ */
+export function linkState({ device, mtu, subnets, networks }: OverlayLinkOptions): GuardedState {
+  return {
+    families: networks.map(({ family }) => family),
+    links: [{ device, up: true, mtu }],
+    addresses: subnets.map(({ address, family }) => ({ device, address, length: family === 4 ? 32 : 128 })),
+    routes: networks.map((destination) => ({ destination, device })),
+    mayDisplace: ({ protocol }) => protocol !== String(ROUTE_PROTOCOL),
+    switches: quietSwitches(device, subnets),
+  };
 }
 
 /**
@@ -119,18 +135,23 @@ function routeCommand(network: Prefix, device: string): string {
  * device has no IPv6 at all.
  */
 async function quietIpv6(options: OverlayLinkOptions): Promise<string[]> {
-  const base = `/proc/sys/net/ipv6/conf/${options.device}`;
-  const hasIpv6 = options.subnets.some((subnet) => subnet.family === 6);
-  const switches = hasIpv6
-    ? { disable_ipv6: '0', accept_ra: '0', router_solicitations: '0', accept_dad: '0' }
-    : { disable_ipv6: '1' };
   const failed: string[] = [];
-  for (const [name, value] of Object.entries(switches)) {
-    const outcome = await ensureSwitch(`${base}/${name}`, value);
+  for (const { path, value } of quietSwitches(options.device, options.subnets)) {
+    const outcome = await ensureSwitch(`/proc/sys/${path}`, value);
     // A kernel without IPv6 has no such file and nothing to keep quiet.
-    if (typeof outcome === 'object' && !outcome.failed.includes('ENOENT')) failed.push(`${name} (${outcome.failed})`);
+    if (typeof outcome === 'object' && !outcome.failed.includes('ENOENT')) {
+      failed.push(`${path.slice(path.lastIndexOf('/') + 1)} (${outcome.failed})`);
+    }
   }
   return failed.length === 0
     ? []
     : [`IPv6 is not quiet on ${options.device}, it will send a few stray packets: cannot set ${failed.join(', ')}`];
+}
+
+function quietSwitches(device: string, subnets: readonly Prefix[]): DesiredSwitch[] {
+  const hasIpv6 = subnets.some((subnet) => subnet.family === 6);
+  const switches = hasIpv6
+    ? { disable_ipv6: '0', accept_ra: '0', router_solicitations: '0', accept_dad: '0' }
+    : { disable_ipv6: '1' };
+  return Object.entries(switches).map(([name, value]) => ({ path: `net/ipv6/conf/${device}/${name}`, value }));
 }

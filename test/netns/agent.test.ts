@@ -273,15 +273,6 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
     expect((await agent.stop()).code).toBe(0);
   });
 
-  test('a device that somebody deletes ends the agent: one line, exit 1', async () => {
-    const agent = await bed.startReady(a);
-    await a.ns.ip('link', 'del', 'flannel0');
-    const finished = await agent.finished;
-    expect(finished.code).toBe(1);
-    expect(errorsOf(finished)).toEqual([expect.stringMatching(/flannel0/)]);
-    expect(await readdir(a.run)).toEqual(['subnet.env']);
-  });
-
   test('dual stack: both families are routed, announced and carried', async () => {
     await writeFile(
       join(bed.store, 'config'),

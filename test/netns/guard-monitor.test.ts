@@ -7,15 +7,10 @@ import { missing } from '../support/requires.js';
 
 /** Processes inside the namespace whose command line has this text. */
 async function running(ns: NetNs, text: string): Promise<number[]> {
-  const { stdout } = await ns.run('ip', ['netns', 'pids', ns.name]);
-  return stdout
-    .split('\n')
-    .filter(Boolean)
-    .map(Number)
-    .filter((pid) => {
-      const file = `/proc/${pid}/cmdline`;
-      return existsSync(file) && readFileSync(file, 'utf8').replaceAll('\0', ' ').startsWith(text);
-    });
+  return (await ns.pids()).filter((pid) => {
+    const file = `/proc/${pid}/cmdline`;
+    return existsSync(file) && readFileSync(file, 'utf8').replaceAll('\0', ' ').startsWith(text);
+  });
 }
 
 describe.skipIf(missing({ root: true, commands: ['ip', 'sh'], files: ['dist/host/monitor.js'] }))('HostMonitor', () => {

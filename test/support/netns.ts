@@ -50,6 +50,11 @@ export class NetNs implements AsyncDisposable {
     return new Process('ip', ['netns', 'exec', this.name, command, ...args], options);
   }
 
+  /** Processes inside. */
+  async pids(): Promise<number[]> {
+    return (await run('ip', ['netns', 'pids', this.name])).stdout.split('\n').filter(Boolean).map(Number);
+  }
+
   /** Sets sysctls of this namespace, in order; `/` may stand for `.` where an interface name has dots. */
   async sysctl(values: Readonly<Record<string, string | number>>): Promise<void> {
     const script = Object.entries(values)
@@ -59,10 +64,9 @@ export class NetNs implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    const pids = await run('ip', ['netns', 'pids', this.name]);
-    for (const pid of pids.stdout.split('\n').filter(Boolean)) {
+    for (const pid of await this.pids()) {
       try {
-        process.kill(Number(pid), 'SIGKILL');
+        process.kill(pid, 'SIGKILL');
       } catch {
         // It ended meanwhile.
       }

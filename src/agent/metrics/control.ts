@@ -1,5 +1,4 @@
 /** Metrics of lease control and of what the agent keeps on the host. */
-import type { GuardStats } from '../../host/guard.js';
 import type { LeaseCounts, LeaseState, OverlayStatus } from '../../index.js';
 import { type Family, type Reading, seconds, single, snakeCase } from './family.js';
 
@@ -136,10 +135,7 @@ const STORE_FAMILIES: readonly Family[] = [
   },
 ];
 
-/** The host's guard, where the backend has one. */
-type Guarded = OverlayStatus & { readonly guard?: GuardStats };
-
-const host = ({ overlay }: Reading): Partial<Guarded> => overlay ?? {};
+const host = ({ overlay }: Reading): Partial<OverlayStatus> => overlay ?? {};
 
 const HOST_FAMILIES: readonly Family[] = [
   single('gauge', 'podwire_mtu_bytes', 'MTU of the overlay: what pods get.', ({ overlay }) => overlay?.mtu),
@@ -149,7 +145,7 @@ const HOST_FAMILIES: readonly Family[] = [
     help: 'Changes of the host by others that were put right, by kind; firewall counts checks that found one.',
     labels: ['kind'],
     read: (reading, add) => {
-      const { guard, firewall } = host(reading);
+      const { host: guard, firewall } = host(reading);
       for (const [kind, value] of Object.entries(guard?.driftRepaired ?? {})) add(value, { kind });
       if (firewall !== undefined) add(firewall.repairs, { kind: 'firewall' });
     },
@@ -157,13 +153,14 @@ const HOST_FAMILIES: readonly Family[] = [
   {
     type: 'gauge',
     name: 'podwire_host_problems',
-    help: 'What of the host is not as it should be: failing cannot be put right, fought is undone again and again.',
+    help: 'What of the host is not as it should be: failing cannot be put right, fought is undone again and again, foreign is not ours to put right.',
     labels: ['kind'],
     read: (reading, add) => {
-      const { guard } = host(reading);
+      const { host: guard } = host(reading);
       if (guard === undefined) return;
       add(guard.failing.length, { kind: 'failing' });
       add(guard.fought.length, { kind: 'fought' });
+      add(guard.problems.length, { kind: 'foreign' });
     },
   },
   {
@@ -172,7 +169,7 @@ const HOST_FAMILIES: readonly Family[] = [
     help: 'Comparisons of the host with what it should be.',
     labels: ['part'],
     read: (reading, add) => {
-      const { guard, firewall } = host(reading);
+      const { host: guard, firewall } = host(reading);
       if (guard !== undefined) add(guard.checks, { part: 'links_and_routes' });
       if (firewall !== undefined) add(firewall.checks, { part: 'firewall' });
     },
@@ -195,15 +192,21 @@ const HOST_FAMILIES: readonly Family[] = [
   },
   single(
     'counter',
+    'podwire_dataplane_reopened_total',
+    'Times that the data plane was opened again: its device was removed, or the underlay has changed.',
+    (reading) => host(reading).host?.reopened,
+  ),
+  single(
+    'counter',
     'podwire_host_monitor_restarts_total',
     'Restarts of the kernel event listener.',
-    (reading) => host(reading).guard?.monitor.restarts,
+    (reading) => host(reading).host?.monitor.restarts,
   ),
   single(
     'counter',
     'podwire_host_monitor_overruns_total',
     'Times that the kernel dropped events for us.',
-    (reading) => host(reading).guard?.monitor.overruns,
+    (reading) => host(reading).host?.monitor.overruns,
   ),
 ];
 

@@ -40,7 +40,7 @@ export interface BackendOptions {
    * backends that program the kernel after `setRoute` has returned.
    */
   readonly onRouteFault?: (prefix: Prefix, reason: string | undefined) => void;
-  /** Keeps the kernel as backends that let it carry the packets want it. */
+  /** Keeps the host as the backend needs it. */
   readonly guard?: Guard;
   /** Seam for tests; default {@link Dataplane.open}. */
   readonly openDataplane?: (options: DataplaneOptions) => Promise<Dataplane>;
@@ -92,6 +92,8 @@ export interface Backend extends AsyncDisposable {
   removeRoute(prefix: Prefix): boolean;
   /** All leases of the store have been given: what an earlier run left for other prefixes may go now. */
   routesComplete(): void;
+  /** Addresses or routes of this host have changed: what was read of them at the start is read again. */
+  hostChanged?(): Promise<void>;
   /** Stops carrying packets, or leaves the kernel to it where that is the backend's way. May be called twice. */
   close(): Promise<void>;
 }

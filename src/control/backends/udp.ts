@@ -5,7 +5,16 @@
 import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
 import { PodwireError } from '../../errors.js';
 import { configuredMtuReader } from '../../host/configured-mtu.js';
-import { addSubnets, bringUp, listOwnAddresses, listTunDevices, removeSubnets } from '../../host/overlay-link.js';
+import { defaultMetric } from '../../host/desired.js';
+import {
+  addSubnets,
+  bringUp,
+  linkState,
+  listOwnAddresses,
+  listTunDevices,
+  type OverlayLinkOptions,
+  removeSubnets,
+} from '../../host/overlay-link.js';
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
 import type { Address, Prefix } from '../../net/prefix.js';
 import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
@@ -16,6 +25,8 @@ import { refuseLoop } from './underlay.js';
 /** flannel's port (contract 4.1); the same on every host of a network, because no lease names it. */
 export const DEFAULT_UDP_PORT = 8285;
 
+/** Name of the guard's part: the TUN and its route. */
+const PART = 'device';
 /** How many diverting routes are named one by one. */
 const NAMED_ROUTES = 4;
 
@@ -25,7 +36,10 @@ export class UdpBackend implements Backend {
   readonly port: number;
   readonly #options: BackendOptions;
   readonly #networks: readonly Prefix[];
-  readonly #ownAddresses: readonly Address[];
+  #ownAddresses: readonly Address[];
+  #subnets: readonly Prefix[] = [];
+  /** Diverting routes that were told, by network. */
+  readonly #told = new Map<string, string>();
 
   private constructor(options: BackendOptions, dataplane: Dataplane, port: number, own: readonly Address[]) {
     this.#options = options;
@@ -112,30 +126,35 @@ export class UdpBackend implements Backend {
   }
 
   async begin(lease: Lease): Promise<void> {
-    const { runner, logger, txQueueLength } = this.#options;
-    const { name } = this.dataplane.device;
-    this.dataplane.setLocal(subnetsOf(lease), this.#ownAddresses);
-    const warnings = await bringUp(runner, {
-      device: name,
-      mtu: this.dataplane.mtu.overlay,
-      subnets: subnetsOf(lease),
-      networks: this.#networks,
-      ...(txQueueLength === undefined ? {} : { txQueueLength }),
-    });
-    for (const warning of warnings) logger.warn({ device: name }, warning);
-    await this.#warnOfDivertingRoutes(lease);
+    const { runner, logger } = this.#options;
+    this.#subnets = subnetsOf(lease);
+    this.dataplane.setLocal(this.#subnets, this.#ownAddresses);
+    const warnings = await bringUp(runner, this.#link);
+    for (const warning of warnings) logger.warn({ device: this.device }, warning);
+    await this.#warnOfDivertingRoutes();
+    await this.#guard();
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
     const { runner } = this.#options;
-    const { name } = this.dataplane.device;
     const [before, after] = [subnetsOf(from), subnetsOf(to)];
     const gone = before.filter((old) => !after.some((subnet) => subnet.equals(old)));
-    this.dataplane.setLocal([...gone, ...after], this.#ownAddresses);
-    await addSubnets(runner, name, after);
+    this.#subnets = [...gone, ...after];
+    this.dataplane.setLocal(this.#subnets, this.#ownAddresses);
+    await addSubnets(runner, this.device, after);
     await publish();
+    this.#subnets = after;
     this.dataplane.setLocal(after, this.#ownAddresses);
-    await removeSubnets(runner, name, gone);
+    // Or the guard would bring back what is removed now.
+    await this.#guard();
+    await removeSubnets(runner, this.device, gone);
+  }
+
+  async hostChanged(): Promise<void> {
+    this.#ownAddresses = await listOwnAddresses(this.#options.runner);
+    this.dataplane.setLocal(this.#subnets, this.#ownAddresses);
+    this.dataplane.refreshPathMtu();
+    await this.#warnOfDivertingRoutes();
   }
 
   refusal(lease: Lease): string | undefined {
@@ -158,6 +177,7 @@ export class UdpBackend implements Backend {
 
   /** Stops the workers and closes the device; address, link and kernel route go with it. */
   async close(): Promise<void> {
+    await this.#options.guard?.drop(PART);
     await this.dataplane.close();
   }
 
@@ -165,16 +185,38 @@ export class UdpBackend implements Backend {
     await this.close();
   }
 
-  async #warnOfDivertingRoutes(lease: Lease): Promise<void> {
+  get #link(): OverlayLinkOptions {
+    const { txQueueLength } = this.#options;
+    return {
+      device: this.device,
+      mtu: this.mtu,
+      subnets: this.#subnets,
+      networks: this.#networks,
+      ...(txQueueLength === undefined ? {} : { txQueueLength }),
+    };
+  }
+
+  async #guard(): Promise<void> {
+    await this.#options.guard?.keep(PART, linkState(this.#link));
+  }
+
+  /** Once for every new set of such routes. */
+  async #warnOfDivertingRoutes(): Promise<void> {
     const { runner, logger } = this.#options;
-    const own = this.dataplane.device.name;
     for (const network of this.#networks) {
-      const routes = (await listRoutes(runner, network.family)).filter((route) => route.device !== own);
-      const { diverting } = reviewRoutes(routes, network, subnetsOf(lease), new Set());
-      if (diverting.length === 0) continue;
+      // What takes the place of our own route is the guard's business.
+      const routes = (await listRoutes(runner, network.family)).filter(
+        ({ device, destination, metric }) =>
+          device !== this.device && !(destination.equals(network) && metric === defaultMetric(network.family)),
+      );
+      const { diverting } = reviewRoutes(routes, network, this.#subnets, new Set());
       const named = diverting.slice(0, NAMED_ROUTES).map(describeRoute).join(', ');
       const more = diverting.length > NAMED_ROUTES ? ` and ${diverting.length - NAMED_ROUTES} more` : '';
-      logger.warn({ network: network.toString() }, `other routes take packets away from the tunnel: ${named}${more}`);
+      const text = `${named}${more}`;
+      if (this.#told.get(network.toString()) === text) continue;
+      this.#told.set(network.toString(), text);
+      if (text !== '')
+        logger.warn({ network: network.toString() }, `other routes take packets away from the tunnel: ${text}`);
     }
   }
 }

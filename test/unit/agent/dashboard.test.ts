@@ -4,7 +4,7 @@ import { createMetrics } from '../../../src/agent/metrics.js';
 import { newLeaseCounts } from '../../../src/control/lease-counts.js';
 import { type MetricFamily, parseExposition } from '../../support/exposition.js';
 import { root } from '../../support/process.js';
-import { engineStats, firewallStats, guardStats, overlayStatus, peerStats, routed } from './fake-status.js';
+import { engineStats, firewallStats, hostState, overlayStatus, peerStats, routed } from './fake-status.js';
 
 /** What deploy/ asks Prometheus for must be there. Every metric has at least one sample in this agent. */
 let families: ReadonlyMap<string, MetricFamily>;
@@ -21,7 +21,7 @@ beforeAll(async () => {
       store: { description: 'memory', ok: true, tableOf: new Date() },
     }),
     firewall: firewallStats,
-    guard: guardStats,
+    host: hostState,
   };
   const store = { requests: 1, requestErrors: 0, requestSecondsTotal: 1, resyncs: 0, reconnects: 0, skippedEvents: 0 };
   const metrics = createMetrics({

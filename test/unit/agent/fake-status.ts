@@ -2,7 +2,7 @@ import { COUNTERS, KERNEL_DROPS } from '../../../src/dataplane/counters.js';
 import { newLeaseCounts } from '../../../src/control/lease-counts.js';
 import { parseNetworkConfig } from '../../../src/control/network-config.js';
 import type { FirewallStats } from '../../../src/host/firewall/firewall.js';
-import type { GuardStats } from '../../../src/host/guard.js';
+import type { HostState } from '../../../src/control/host-watch.js';
 import type { DataplaneStats, Lease, OverlayLease, OverlayStatus, PeerStats } from '../../../src/index.js';
 import { Address, Prefix } from '../../../src/net/prefix.js';
 
@@ -70,13 +70,15 @@ export const firewallStats: FirewallStats = {
   failures: 0,
 };
 
-export const guardStats: GuardStats = {
+export const hostState: HostState = {
   driftRepaired: { link: 0, address: 0, route: 4, neighbour: 0, fdb: 0, switch: 0 },
   lastRepair: undefined,
   failing: ['link flannel0'],
   fought: [],
   checks: 11,
   monitor: { running: true, restarts: 0, overruns: 6 },
+  problems: [],
+  reopened: 3,
 };
 
 /** What a healthy overlay says, with changes. */
@@ -98,6 +100,7 @@ export function overlayStatus(more: Partial<OverlayStatus> = {}): OverlayStatus 
     subnetFile: undefined,
     leases: [],
     counts: { ...newLeaseCounts(), refusals: {} },
+    host: hostState,
     facts: {},
     dataplane: engineStats(),
     store: { description: 'memory', ok: true },

@@ -8,6 +8,7 @@ import { MemoryStoreServer } from '../../../src/control/stores/memory.js';
 import type { Logger } from '../../../src/dataplane/logger.js';
 import { PodwireError } from '../../../src/errors.js';
 import { until } from '../../support/process.js';
+import { QuietGuard, QuietMonitor } from '../../support/quiet-host.js';
 import { commandFailed, fakeIp, link } from '../host/fake-ip.js';
 import { FakeDataplane } from './fake-dataplane.js';
 
@@ -68,6 +69,8 @@ async function attempt({ options = {}, seams = {}, host = {} }: Attempt = {}): P
       runner: ip.runner,
       openDataplane: dataplane.open,
       checkSystem: async () => undefined,
+      monitor: new QuietMonitor(),
+      guard: new QuietGuard(),
       enableForwarding: async () => void dataplane.events.push('forwarding'),
       ...seams,
     },

@@ -4,7 +4,7 @@ import { COUNTERS, KERNEL_DROPS } from '../../../src/dataplane/counters.js';
 import { newLeaseCounts } from '../../../src/control/lease-counts.js';
 import type { OverlayStatus } from '../../../src/index.js';
 import { type MetricFamily, parseExposition, sampleOf } from '../../support/exposition.js';
-import { engineStats, firewallStats, guardStats, leaseOf, overlayStatus, peerStats, routed } from './fake-status.js';
+import { engineStats, firewallStats, hostState, leaseOf, overlayStatus, peerStats, routed } from './fake-status.js';
 
 function fixture(more: Partial<MetricsSource> = {}) {
   const state: { overlay: OverlayStatus | undefined } = { overlay: overlayStatus() };
@@ -109,7 +109,7 @@ describe('counters', () => {
       routed('10.42.8.0/24', '192.168.1.8'),
       { lease: leaseOf('10.9.0.0/24', '1.2.3.4'), state: 'refused' as const },
     ];
-    const parts = { firewall: firewallStats, guard: guardStats };
+    const parts = { firewall: firewallStats, host: hostState };
     state.overlay = overlayStatus({ counts, leases, leaseHeld: false, ...parts });
     const families = await read();
     const expected: readonly [string, string, number | undefined][] = [
