@@ -116,6 +116,8 @@ static unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, c
     return 0;
   if (tcp ? ip->length <= e->c.inner_mtu || *header >= e->c.inner_mtu : !gro || ip->length + e->encap_bytes <= gro)
     return 0;
+  if (ip->family == 4 && pw_fold(pw_sum(p, ip->l4)) != 0xffff)
+    return 0; /* cutting would give the segments a right one */
   const unsigned gso = tcp ? e->c.inner_mtu - *header : gro;
   return (ip->length - *header + gso - 1) / gso;
 }

@@ -108,11 +108,12 @@ static void random_streams(void)
     config.tun_udp = !once_in(5);
     config.virtio_bytes = config.tun_tcp || config.tun_udp || once_in(2) ? PW_VIRTIO_BYTES : 0;
     config.batch_calls = !once_in(5);
+    config.vxlan = once_in(2);
     fresh();
     struct flow flow[FLOWS];
     const unsigned flows = between(1, FLOWS), senders = between(1, 4), gro = between(1, 10);
-    in_case("stream %u: %u flows, %u senders, joins %s%s", round, flows, senders, config.tun_tcp ? "TCP " : "",
-            config.tun_udp ? "UDP" : "");
+    in_case("stream %u: %u flows, %u senders, joins %s%s%s", round, flows, senders, config.tun_tcp ? "TCP " : "",
+            config.tun_udp ? "UDP" : "", config.vxlan ? ", vxlan" : "");
     for (unsigned i = 0; i < flows; i++)
       start_flow(&flow[i], below(senders));
     unsigned short_ones = 0, current = 0;

@@ -28,6 +28,7 @@ struct entry {
   unsigned segments, size;
   size_t bytes;
   bool offloaded; /* carried UDP_SEGMENT */
+  int tos;        /* carried as IP_TOS or IPV6_TCLASS, 0 without */
 };
 
 static struct {
@@ -55,10 +56,18 @@ static inline size_t gather(uint8_t *out, size_t room, const struct iovec *iov, 
   return n;
 }
 
-static inline unsigned segment_size(const struct msghdr *m)
+static inline unsigned segment_size(const struct msghdr *m, int *tos)
 {
   uint16_t size = 0;
+  *tos = 0;
   for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)m, c)) {
+    if (m->msg_namelen == 16 ? c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS
+                             : c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
+      EQUAL(c->cmsg_len, CMSG_LEN(sizeof *tos));
+      memcpy(tos, CMSG_DATA(c), sizeof *tos);
+      CHECK(*tos > 0 && *tos < 4, "type of service %d", *tos); /* an empty one would only cost time */
+      continue;
+    }
     CHECK(c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_SEGMENT, "unknown control message");
     EQUAL(c->cmsg_len, CMSG_LEN(sizeof size));
     memcpy(&size, CMSG_DATA(c), sizeof size);
@@ -73,11 +82,12 @@ static inline ssize_t take_message(int fd, const struct msghdr *m)
   static uint8_t bytes[70000];
   const size_t n = gather(bytes, sizeof bytes, m->msg_iov, m->msg_iovlen);
   const size_t row = (size_t)((const uint8_t *)m->msg_name - wire.nexthops) / PW_NEXTHOP_BYTES;
-  const unsigned size = segment_size(m);
+  int tos;
+  const unsigned size = segment_size(m, &tos);
   CHECK(row < NEXTHOPS && (const uint8_t *)m->msg_name == wire.nexthops + row * PW_NEXTHOP_BYTES, "not a next hop");
   EQUAL(m->msg_namelen, row % 2 ? 28 : 16);
   CHECK(n > 0 && n <= (row % 2 ? 65527 : 65507), "a send of %zu bytes", n);
-  struct entry e = {.fd = fd, .row = (uint32_t)row, .size = size, .bytes = n, .offloaded = size != 0};
+  struct entry e = {.fd = fd, .row = (uint32_t)row, .size = size, .bytes = n, .offloaded = size != 0, .tos = tos};
   e.segments = size ? (unsigned)((n + size - 1) / size) : 1;
   if (e.segments > wire.most_segments)
     return -EINVAL;
@@ -195,6 +205,8 @@ static inline struct pw_config new_config(struct memory *m)
       .tun_udp = true,
       .udp_segments = 127,
       .batch_calls = true,
+      .vtep = {8, 0, 0, 0, 0xab, 0xcd, 0xef, 0, 0x0e, 0xaa, 0, 0, 0, 1}, /* used with .vxlan */
+      .inner_mtu = 1450,
       .meta = m->meta,
       .counters = m->counters,
       .tun_arena = m->tun,

@@ -18,6 +18,7 @@ static struct {
     uint8_t *data;
     size_t length;
     int gro; /* 0 = no control message */
+    int tos; /* -1 = no control message */
     uint32_t sender;
     bool truncated;
   } message[INBOX_MESSAGES];
@@ -34,6 +35,7 @@ static inline void inbox_add(const uint8_t *data, size_t length, int gro, uint32
   inbox.message[inbox.count].data = copy;
   inbox.message[inbox.count].length = length;
   inbox.message[inbox.count].gro = gro;
+  inbox.message[inbox.count].tos = -1;
   inbox.message[inbox.count].sender = sender;
   inbox.message[inbox.count++].truncated = truncated;
 }
@@ -71,7 +73,7 @@ static inline bool take_from_inbox(struct msghdr *m, unsigned *length)
   const socklen_t name_bytes = sender_address(inbox.message[inbox.taken].sender, &from);
   const int gro = inbox.message[inbox.taken].gro;
   CHECK(m->msg_namelen >= sizeof from, "slot was not rearmed: room for %u bytes of address", m->msg_namelen);
-  CHECK(m->msg_controllen >= CMSG_SPACE(sizeof gro), "slot was not rearmed: no room for UDP_GRO");
+  CHECK(m->msg_controllen >= 2 * CMSG_SPACE(sizeof gro), "slot was not rearmed: no room for UDP_GRO and a type of service");
   EQUAL(m->msg_iovlen, 1);
   EQUAL(m->msg_iov[0].iov_len, 65536);
   memcpy(m->msg_name, &from, name_bytes);
@@ -79,15 +81,25 @@ static inline bool take_from_inbox(struct msghdr *m, unsigned *length)
   memcpy(m->msg_iov[0].iov_base, inbox.message[inbox.taken].data, inbox.message[inbox.taken].length);
   *length = (unsigned)inbox.message[inbox.taken].length;
   m->msg_flags = inbox.message[inbox.taken].truncated ? MSG_TRUNC : 0;
+  struct cmsghdr *c = CMSG_FIRSTHDR(m);
+  m->msg_controllen = 0;
   if (gro) {
-    struct cmsghdr *c = CMSG_FIRSTHDR(m);
     c->cmsg_level = SOL_UDP;
     c->cmsg_type = UDP_GRO;
     c->cmsg_len = CMSG_LEN(sizeof gro);
     memcpy(CMSG_DATA(c), &gro, sizeof gro);
     m->msg_controllen = CMSG_SPACE(sizeof gro);
-  } else {
-    m->msg_controllen = 0;
+    c = (struct cmsghdr *)(void *)((uint8_t *)c + CMSG_SPACE(sizeof gro));
+  }
+  const int tos = inbox.message[inbox.taken].tos;
+  if (tos >= 0) { /* the kernel: one byte for IPv4, an int for IPv6 */
+    const bool v4 = name_bytes == sizeof(struct sockaddr_in);
+    const uint8_t byte = (uint8_t)tos;
+    c->cmsg_level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
+    c->cmsg_type = v4 ? IP_TOS : IPV6_TCLASS;
+    c->cmsg_len = v4 ? CMSG_LEN(1) : CMSG_LEN(sizeof tos);
+    memcpy(CMSG_DATA(c), v4 ? (const void *)&byte : &tos, v4 ? 1 : sizeof tos);
+    m->msg_controllen += CMSG_SPACE(v4 ? 1 : sizeof tos);
   }
   inbox.taken++;
   return true;

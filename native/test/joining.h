@@ -169,11 +169,31 @@ static inline void close_message(void)
   message_bytes = 0;
 }
 
+/* What a peer puts in front of a packet for this end point; false when no EtherType fits it. */
+static inline bool vxlan_prefix(uint8_t *out, const uint8_t *vtep, const uint8_t *p)
+{
+  static const uint8_t source[] = {0x0e, 0xbb, 0, 0, 0, 2};
+  memcpy(out, vtep, PW_VTEP_BYTES);
+  memcpy(out + PW_VTEP_BYTES, source, sizeof source);
+  put16(out + 20, p[0] >> 4 == 4 ? 0x0800 : 0x86dd);
+  return p[0] >> 4 == 4 || p[0] >> 4 == 6;
+}
+
+/* Does a packet say by chance, once in 65,536, what only a kernel says that left its checksum to a device? */
+static inline bool looks_unfinished(const uint8_t *p, size_t n)
+{
+  struct pw_ip ip;
+  return !pw_parse_ip(p, n, &ip) && pw_checksum_is_partial(p, &ip);
+}
+
 /* One datagram: joins the message being built when UDP_GRO would, else starts the next. */
-static inline void arrive(const uint8_t *p, size_t n, size_t padding, const struct shape *s, int flow, uint32_t sender,
+static inline void arrive(const uint8_t *p, size_t n, size_t padding, const struct shape *shape, int flow, uint32_t sender,
                           bool gro)
 {
-  const size_t total = n + padding;
+  uint8_t prefix[PW_VXLAN_BYTES];
+  const size_t before = config.vxlan ? sizeof prefix : 0, total = before + n + padding;
+  if (config.vxlan && (!vxlan_prefix(prefix, config.vtep, p) || looks_unfinished(p, n)))
+    return;
   CHECK(in_count < MOST_SENT, "test sends too much");
   if (!gro || message_closed || sender != message_sender || message_bytes + total > 65507 ||
       (message_gro && (int)total > message_gro))
@@ -183,10 +203,11 @@ static inline void arrive(const uint8_t *p, size_t n, size_t padding, const stru
     message_sender = sender;
   }
   message_closed = (int)total != message_gro;
-  memcpy(message + message_bytes, p, n);
-  random_bytes(message + message_bytes + n, padding);
+  memcpy(message + message_bytes, prefix, before);
+  memcpy(message + message_bytes + before, p, n);
+  random_bytes(message + message_bytes + before + n, padding);
   message_bytes += total;
-  in[in_count] = (struct sent){.length = n, .shape = *s, .flow = flow, .sender = sender};
+  in[in_count] = (struct sent){.length = n, .shape = *shape, .flow = flow, .sender = sender};
   in[in_count].data = malloc(n);
   CHECK(in[in_count].data != NULL, "out of memory");
   memcpy(in[in_count++].data, p, n);
