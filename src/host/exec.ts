@@ -24,6 +24,7 @@ const MAX_OUTPUT_BYTES = 64 * 1024 * 1024;
 const INSTALL: Readonly<Record<string, string>> = {
   ip: 'install iproute2 (apt-get install iproute2, dnf install iproute, apk add iproute2)',
   bridge: 'install iproute2 (apt-get install iproute2, dnf install iproute, apk add iproute2)',
+  wg: 'install wireguard-tools (apt-get, dnf or apk)',
 };
 
 /**

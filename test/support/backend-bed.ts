@@ -1,11 +1,12 @@
 import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { AgentStatus } from '../../src/agent/status.js';
 import { encodeLease } from '../../src/control/lease-codec.js';
 import type { LeaseAttributes } from '../../src/control/lease.js';
 import { Address } from '../../src/net/prefix.js';
 import { ready } from './agents.js';
+import { findCounterpart } from './counterparts.js';
 import { NetNs, veth } from './netns.js';
 import { cli, type Process, until } from './process.js';
 
@@ -80,21 +81,28 @@ export class BackendBed implements AsyncDisposable {
   start(host: BackendHost, ...extra: readonly string[]): Process {
     const sockets = join(host.home, 'wireguard');
     const script = `mkdir -p ${sockets} /var/run/wireguard && mount --bind ${sockets} /var/run/wireguard && exec "$@"`;
-    const agent = host.ns.spawn('sh', [
-      '-c',
-      script,
+    const wireguard = findCounterpart('wireguard-go');
+    const path = wireguard === undefined ? [] : [dirname(wireguard)];
+    const environment = { ...process.env, PATH: [...path, process.env['PATH']].join(':') };
+    const agent = host.ns.spawn(
       'sh',
-      process.execPath,
-      cli,
-      'agent',
-      `--store=dir:${this.store}`,
-      '--iface=eth0',
-      `--subnet-file=${host.subnetFile}`,
-      `--state-dir=${join(host.home, 'state')}`,
-      '--log-format=json',
-      '--workers=1',
-      ...extra,
-    ]);
+      [
+        '-c',
+        script,
+        'sh',
+        process.execPath,
+        cli,
+        'agent',
+        `--store=dir:${this.store}`,
+        '--iface=eth0',
+        `--subnet-file=${host.subnetFile}`,
+        `--state-dir=${join(host.home, 'state')}`,
+        '--log-format=json',
+        '--workers=1',
+        ...extra,
+      ],
+      { env: environment },
+    );
     this.#started.push(agent);
     return agent;
   }
@@ -168,6 +176,12 @@ export class BackendBed implements AsyncDisposable {
       values[name] = text.replace(/,"Expiration":.*$/, '}');
     }
     return values;
+  }
+
+  /** Paths of a host's state files whose name ends so. */
+  async state(host: BackendHost, end: string): Promise<string[]> {
+    const names = await readdir(join(host.home, 'state')).catch(() => []);
+    return names.filter((name) => name.endsWith(end)).map((name) => join(host.home, 'state', name));
   }
 
   async status(host: BackendHost): Promise<AgentStatus> {

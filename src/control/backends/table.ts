@@ -15,6 +15,7 @@ const BACKENDS: Readonly<Record<string, () => Promise<BackendClass>>> = {
   udp: async () => (await import('./udp.js')).UdpBackend,
   vxlan: async () => (await import('./vxlan.js')).VxlanBackend,
   'host-gw': async () => (await import('./host-gw.js')).HostGwBackend,
+  wireguard: async () => (await import('./wireguard.js')).WireguardBackend,
   alloc: async () => (await import('./alloc.js')).AllocBackend,
 };
 

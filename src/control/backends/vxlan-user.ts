@@ -231,7 +231,7 @@ export class UserVxlanBackend implements Backend {
   async #close(): Promise<void> {
     clearInterval(this.#recheck);
     await this.#paths.close();
-    await Promise.all(this.#legs.map(({ dataplane }) => dataplane?.close()));
+    for (const { dataplane } of this.#legs) await dataplane?.close();
     this.#settle.resolve();
   }
 
