@@ -202,8 +202,10 @@ export function checkRequest(config: NetworkConfig, request: AcquireRequest): vo
 export function checkAddresses(config: NetworkConfig, attributes: LeaseAttributes): void {
   const { publicIp, publicIpv6 } = attributes;
   if (publicIp.family !== 4) throw refusedAddress(publicIp, 'is not an IPv4 address');
-  // A host of an IPv6-only network may have either kind of underlay address; 0.0.0.0 stands for none.
-  const needsIpv4 = config.enableIPv4 || (publicIpv6 === undefined && publicIp.isUnspecified);
+  // A host of an IPv6-only network may have either kind of underlay address, and so may one of a udp network; 0.0.0.0
+  // stands for none.
+  const needsOne = publicIpv6 === undefined && publicIp.isUnspecified;
+  const needsIpv4 = needsOne || (config.enableIPv4 && config.backend.type !== 'udp');
   if (needsIpv4 || !publicIp.isUnspecified) checkAddress(config, publicIp);
   if (publicIpv6) checkAddress(config, publicIpv6);
   else if (config.enableIPv4 && config.enableIPv6 && !WITHOUT_IPV6_UNDERLAY.has(config.backend.type)) {

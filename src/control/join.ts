@@ -20,6 +20,7 @@ import type { Family, Prefix } from '../net/prefix.js';
 import type { Backend, BackendOptions, DataplaneChoices } from './backends/backend.js';
 import { ReopeningBackend } from './backends/reopening.js';
 import { openBackend } from './backends/table.js';
+import { underlayFamilies } from './backends/underlay.js';
 import type { VxlanMode } from './backends/vxlan-config.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
 import { DurableStore } from './durable-store.js';
@@ -118,7 +119,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   });
   const network = await readNetwork(store, clock, logger, signal, options.waitForConfig ?? false);
   const select = (): Promise<SelectedInterface> =>
-    selectInterface(runner, options.interface ?? {}, familiesOf(network));
+    selectInterface(runner, options.interface ?? {}, underlayFamilies(network));
   const underlay = await select();
   logger.info(
     {
@@ -338,10 +339,6 @@ async function within<T>(call: Promise<T> | undefined, limitMs: number, clock: C
   } finally {
     limit.abort();
   }
-}
-
-function familiesOf(network: NetworkConfig): Family[] {
-  return [...(network.enableIPv4 ? [4 as const] : []), ...(network.enableIPv6 ? [6 as const] : [])];
 }
 
 function isPrevious(lease: Lease, previous: PreviousSubnets): boolean {

@@ -62,9 +62,9 @@ export function refuseLease(lease: Lease, context: RefusalContext): Refusal | un
 
 function refuseAddresses(lease: Lease, context: RefusalContext): Refusal | undefined {
   const { publicIp, publicIpv6 } = lease.attributes;
-  // An IPv6-only lease says 0.0.0.0 for the address it has not got.
-  const ipv6Only = lease.subnet.family === 6;
-  const addresses = ipv6Only && publicIp.isUnspecified ? [] : [publicIp];
+  // A host without IPv4 says 0.0.0.0 for the address it has not got: in an IPv6-only lease, or a udp lease over IPv6.
+  const needsNone = lease.subnet.family === 6 || (lease.attributes.backendType === '' && publicIpv6 !== undefined);
+  const addresses = needsNone && publicIp.isUnspecified ? [] : [publicIp];
   if (publicIpv6) addresses.push(publicIpv6);
   if (addresses.length === 0) return refusal('unspecifiedAddress', lease, 'it names no address at all');
   for (const address of addresses) {

@@ -9,6 +9,15 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'pin
   'backends in user space',
   () => {
     backendContract({ name: 'udp', backend: { Type: 'udp' }, mtu: 1472, lease: {} });
+    backendContract({ name: 'udp, dual stack', backend: { Type: 'udp' }, stack: 'dual', mtu: 1472, lease: {} });
+    backendContract({ name: 'udp, IPv6 only', backend: { Type: 'udp' }, stack: 'ipv6', mtu: 1452, lease: {} });
+    backendContract({
+      name: 'udp over an IPv6 underlay',
+      backend: { Type: 'udp', IPv6Underlay: true },
+      outer: 'ipv6',
+      mtu: 1452,
+      lease: {},
+    });
     backendContract({
       name: 'vxlan by podwire',
       backend: { Type: 'vxlan' },

@@ -1,6 +1,9 @@
 /**
  * The `udp` backend: one {@link Dataplane} with flannel's framing, the host's side of its TUN, and the routes that
  * follow the leases. After `close` the kernel has nothing of ours left.
+ *
+ * The tunnel's outside is IPv4, as flanneld's, whatever families the pods have. Between podwire hosts it may be IPv6: in
+ * a network without IPv4, or with `"IPv6Underlay": true` in the backend's config.
  */
 import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
 import { PodwireError } from '../../errors.js';
@@ -16,11 +19,11 @@ import {
   removeSubnets,
 } from '../../host/overlay-link.js';
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
-import type { Address, Prefix } from '../../net/prefix.js';
+import type { Address, Family, Prefix } from '../../net/prefix.js';
 import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { backendOption, type NetworkConfig, networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
-import { refuseLoop } from './underlay.js';
+import { hasIpv6Underlay, ownPublicAddresses, refuseLoop } from './underlay.js';
 
 /** flannel's port (contract 4.1); the same on every host of a network, because no lease names it. */
 export const DEFAULT_UDP_PORT = 8285;
@@ -35,14 +38,23 @@ export class UdpBackend implements Backend {
   readonly dataplane: Dataplane;
   readonly port: number;
   readonly #options: BackendOptions;
+  /** Family of the underlay addresses in use. */
+  readonly #outer: Family;
   readonly #networks: readonly Prefix[];
   #ownAddresses: readonly Address[];
   #subnets: readonly Prefix[] = [];
   /** Diverting routes that were told, by network. */
   readonly #told = new Map<string, string>();
 
-  private constructor(options: BackendOptions, dataplane: Dataplane, port: number, own: readonly Address[]) {
+  private constructor(
+    options: BackendOptions,
+    dataplane: Dataplane,
+    port: number,
+    outer: Family,
+    own: readonly Address[],
+  ) {
     this.#options = options;
+    this.#outer = outer;
     this.dataplane = dataplane;
     this.port = port;
     this.#networks = networksOf(options.network);
@@ -58,11 +70,12 @@ export class UdpBackend implements Backend {
   static async open(options: BackendOptions): Promise<UdpBackend> {
     const { network, underlay, runner, logger } = options;
     const port = portOf(network);
-    const bind = underlay.address;
-    if (network.network === undefined || bind === undefined) {
+    const outer = hasIpv6Underlay(network) ? 6 : 4;
+    const bind = outer === 6 ? underlay.address6 : underlay.address;
+    if (bind === undefined) {
       throw new PodwireError(
-        'UNSUPPORTED',
-        'the udp backend needs IPv4 (its lease and its underlay are IPv4): set EnableIPv4 in the network config',
+        'INTERFACE',
+        `${underlay.name} has no IPv${outer} address for the udp backend: give it one, choose another --iface, or ${outer === 6 ? 'remove IPv6Underlay from' : 'set "IPv6Underlay":true in'} the Backend of the network config`,
       );
     }
     for (const overlay of networksOf(network)) refuseLoop(overlay, underlay);
@@ -86,7 +99,7 @@ export class UdpBackend implements Backend {
       await removeRoutes(runner, stale);
       for (const route of stale)
         logger.info({ route: describeRoute(route) }, 'removed a route that an earlier agent left');
-      return new UdpBackend(options, dataplane, port, own);
+      return new UdpBackend(options, dataplane, port, outer, own);
     } catch (error) {
       await dataplane.close();
       throw error;
@@ -95,14 +108,13 @@ export class UdpBackend implements Backend {
 
   /** What peers need to know of us; udp leases name no backend type, as flanneld's. */
   get attributes(): LeaseAttributes {
-    const { publicIp, publicIpv6 } = this.#options.underlay;
-    if (publicIp === undefined) throw new Error('an open udp backend has an IPv4 address');
-    return { publicIp, ...(publicIpv6 === undefined ? {} : { publicIpv6 }), backendType: '' };
+    return { ...ownPublicAddresses(this.#options.underlay), backendType: '' };
   }
 
   /** This host's underlay addresses, which no other host's lease may name. */
   get ownAddresses(): readonly Address[] {
-    return [this.attributes.publicIp, ...this.#ownAddresses];
+    const { publicIp, publicIpv6 } = this.#options.underlay;
+    return [publicIp, publicIpv6, ...this.#ownAddresses].filter((address) => address !== undefined);
   }
 
   get device(): string {
@@ -158,14 +170,16 @@ export class UdpBackend implements Backend {
   }
 
   refusal(lease: Lease): string | undefined {
-    const { backendType, publicIp } = lease.attributes;
+    const { backendType, publicIp, publicIpv6 } = lease.attributes;
     if (backendType !== '' && backendType !== 'udp') return `its backend is ${backendType}, ours is udp`;
-    return publicIp.isUnspecified ? 'it has no IPv4 address for the udp tunnel' : undefined;
+    const isMissing = this.#outer === 6 ? publicIpv6 === undefined : publicIp.isUnspecified;
+    return isMissing ? `it has no IPv${this.#outer} address for the udp tunnel` : undefined;
   }
 
-  /** The tunnel's outside is IPv4 whatever the prefix is. */
   setRoute(prefix: Prefix, lease: Lease): void {
-    this.dataplane.routes.set(prefix, { address: lease.attributes.publicIp, port: this.port });
+    const { publicIp, publicIpv6 } = lease.attributes;
+    const address = this.#outer === 6 && publicIpv6 !== undefined ? publicIpv6 : publicIp;
+    this.dataplane.routes.set(prefix, { address, port: this.port });
   }
 
   removeRoute(prefix: Prefix): boolean {

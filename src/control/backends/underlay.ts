@@ -1,8 +1,9 @@
 /** What every backend asks of the underlay. */
 import { PodwireError } from '../../errors.js';
 import type { SelectedInterface } from '../../host/select-interface.js';
-import { Address, type Prefix } from '../../net/prefix.js';
+import { Address, type Family, type Prefix } from '../../net/prefix.js';
 import type { Lease, LeaseAttributes } from '../lease.js';
+import { backendOption, type NetworkConfig } from '../network-config.js';
 
 /**
  * An outer packet to an address inside the overlay would be sent into the tunnel again, for ever.
@@ -31,4 +32,28 @@ export function peerAddress(prefix: Prefix, lease: Lease): Address | undefined {
 export function ownPublicAddresses(underlay: SelectedInterface): Pick<LeaseAttributes, 'publicIp' | 'publicIpv6'> {
   const { publicIp, publicIpv6 } = underlay;
   return { publicIp: publicIp ?? Address.fromUint32(0), ...(publicIpv6 === undefined ? {} : { publicIpv6 }) };
+}
+
+/**
+ * Families of the addresses that this host must have on its underlay.
+ *
+ * @throws {PodwireError} `INVALID_CONFIG`.
+ */
+export function underlayFamilies(network: NetworkConfig): Family[] {
+  if (network.backend.type === 'udp' && hasIpv6Underlay(network)) return [6];
+  return [...(network.enableIPv4 ? [4 as const] : []), ...(network.enableIPv6 ? [6 as const] : [])];
+}
+
+/**
+ * Whether the udp backend's outer packets are IPv6.
+ *
+ * @throws {PodwireError} `INVALID_CONFIG`.
+ */
+export function hasIpv6Underlay(network: NetworkConfig): boolean {
+  const value = backendOption(network, 'IPv6Underlay') ?? !network.enableIPv4;
+  if (typeof value === 'boolean') return value;
+  throw new PodwireError(
+    'INVALID_CONFIG',
+    `invalid network config: Backend.IPv6Underlay is ${JSON.stringify(value)}; write true or false`,
+  );
 }
