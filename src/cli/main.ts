@@ -20,6 +20,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     load: async () => (await import('./agent.js')).agentCommand(),
     prepare: async (args) => (await import('../agent/flags.js')).normaliseArguments(args),
   },
+  cleanup: {
+    summary: 'remove what a stopped agent leaves on this host',
+    load: async () => (await import('./cleanup.js')).cleanupCommand(),
+  },
   'docker-opts': {
     summary: "docker's options for this host's subnet, as mk-docker-opts.sh writes them",
     load: async () => (await import('./docker-opts.js')).dockerOptsCommand(),

@@ -7,7 +7,7 @@ import { Address, type Family } from '../net/prefix.js';
 import type { DesiredHost } from './desired.js';
 import { bridgeJson, ipJson, type Runner } from './exec.js';
 import { field, listField, numberField, textField } from './interfaces.js';
-import { type KernelRoute, listRoutes, ROUTE_PROTOCOL } from './routes.js';
+import { isOwnBlackhole, type KernelRoute, listRoutes, ROUTE_PROTOCOL } from './routes.js';
 
 export interface LinkFacts {
   readonly up: boolean;
@@ -46,7 +46,12 @@ export async function readHostFacts(runner: Runner, desired: DesiredHost): Promi
         .map(async (device) => [device, await readFdb(runner, device)] as const),
     ),
   ]);
-  return { links, routes: routes.flat(), neighbours: new Map(neighbours), fdb: new Map(fdb) };
+  return {
+    links,
+    routes: routes.flat().filter((route) => !isOwnBlackhole(route)),
+    neighbours: new Map(neighbours),
+    fdb: new Map(fdb),
+  };
 }
 
 /** The whole main table of a family: for what stands in the way of a route of ours. @throws {PodwireError} */

@@ -12,6 +12,9 @@ import { listField, numberField, textField } from './interfaces.js';
 /** rtm_protocol of podwire's routes (`ip route show proto 111`). */
 export const ROUTE_PROTOCOL = 111;
 
+/** Metric of the blackhole routes of own subnets, behind every route that a bridge brings (see firewall/blackhole.ts). */
+export const BLACKHOLE_METRIC = 32_768;
+
 export interface KernelRoute {
   readonly destination: Prefix;
   /** Empty for routes without a device (blackhole, unreachable). */
@@ -67,6 +70,11 @@ export async function listRoutes(runner: Runner, family: Family, protocol?: numb
   return routes;
 }
 
+/** A blackhole of an own subnet: the firewall keeps and removes those, nobody else. */
+export function isOwnBlackhole(route: KernelRoute): boolean {
+  return route.type === 'blackhole' && route.protocol === String(ROUTE_PROTOCOL) && route.metric === BLACKHOLE_METRIC;
+}
+
 /** With `-N` iproute2 prints the types as numbers too (rtnetlink.h, RTN_BLACKHOLE and on). */
 function typeName(text: string): string {
   return { '6': 'blackhole', '7': 'unreachable', '8': 'prohibit', '9': 'throw' }[text] ?? text;
@@ -98,7 +106,7 @@ export function reviewRoutes(
   const diverting: KernelRoute[] = [];
   const ownMetric = network.family === 4 ? 0 : 1024;
   for (const route of routes) {
-    if (!network.contains(route.destination)) continue;
+    if (!network.contains(route.destination) || isOwnBlackhole(route)) continue;
     const ours = route.protocol === String(ROUTE_PROTOCOL);
     if (ours && !tunDevices.has(route.device)) {
       stale.push(route);

@@ -56,12 +56,15 @@ export class RemoteFirewall implements AsyncDisposable {
     });
   }
 
+  /** @param through a program and arguments to run Node with. */
   static async open(
     ns: NetNs,
     options: OpenOptions = {},
     environment: NodeJS.ProcessEnv = {},
+    through: readonly string[] = [],
   ): Promise<RemoteFirewall> {
-    const process_ = ns.spawn(process.execPath, [`${root}/test/support/firewall-host.mjs`], {
+    const words = [...through, process.execPath, `${root}/test/support/firewall-host.mjs`];
+    const process_ = ns.spawn(words[0] ?? '', words.slice(1), {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { ...process.env, ...environment },
     });
@@ -211,9 +214,9 @@ export class FirewallBed implements AsyncDisposable {
     return asked.code === 0 ? asked.stdout.trim().replace(/^::ffff:/, '') : undefined;
   }
 
-  /** Whether one echo request passes. */
-  async pings(from: NetNs, to: string): Promise<boolean> {
-    return (await from.run('ping', ['-c', '1', '-W', '1', '-n', to])).code === 0;
+  /** Whether one echo request is answered within so many seconds. */
+  async pings(from: NetNs, to: string, waitS = 2): Promise<boolean> {
+    return (await from.run('ping', ['-c', '1', '-W', String(waitS), '-n', to])).code === 0;
   }
 
   /** Nothing of any firewall is left. */

@@ -5,10 +5,7 @@
 import { messageOf } from '../../errors.js';
 import type { Prefix } from '../../net/prefix.js';
 import type { Runner } from '../exec.js';
-import { type KernelRoute, listRoutes, removeRoutes, ROUTE_PROTOCOL } from '../routes.js';
-
-/** Behind every route that a bridge brings. */
-const METRIC = 32_768;
+import { BLACKHOLE_METRIC, isOwnBlackhole, listRoutes, removeRoutes, ROUTE_PROTOCOL } from '../routes.js';
 
 /**
  * Makes the blackholes of `networks` exactly those of `subnets`.
@@ -24,7 +21,9 @@ export async function ensureBlackholes(
   const added: Prefix[] = [];
   for (const network of networks) {
     const { family } = network;
-    const present = (await listRoutes(runner, family)).filter((route) => isOurs(route, network));
+    const present = (await listRoutes(runner, family)).filter(
+      (route) => isOwnBlackhole(route) && network.contains(route.destination),
+    );
     await removeRoutes(
       runner,
       present.filter(({ destination }) => !subnets.some((subnet) => subnet.equals(destination))),
@@ -40,18 +39,9 @@ export async function ensureBlackholes(
 
 async function addRoute(runner: Runner, subnet: Prefix): Promise<void> {
   try {
-    const route = `${subnet.toString()} proto ${ROUTE_PROTOCOL} metric ${METRIC}`;
+    const route = `${subnet.toString()} proto ${ROUTE_PROTOCOL} metric ${BLACKHOLE_METRIC}`;
     await runner('ip', [`-${subnet.family}`, 'route', 'add', 'blackhole', ...route.split(' ')]);
   } catch (error) {
     if (!/File exists/.test(messageOf(error))) throw error;
   }
-}
-
-function isOurs(route: KernelRoute, network: Prefix): boolean {
-  return (
-    route.type === 'blackhole' &&
-    route.protocol === String(ROUTE_PROTOCOL) &&
-    route.metric === METRIC &&
-    network.contains(route.destination)
-  );
 }

@@ -43,6 +43,8 @@ export interface HostFirewallOptions {
   readonly previousNetworks?: readonly Prefix[];
   /** Period of the checks in milliseconds; default 5000. */
   readonly resyncMs?: number;
+  /** Seam for tests: whether a program is installed. */
+  readonly hasProgram?: (name: string) => Promise<boolean>;
   /** One for each change of state, none for a check that finds all well. Must not throw. */
   readonly onNotice: (notice: FirewallNotice) => void;
 }
@@ -72,10 +74,10 @@ export interface FirewallStats {
 
 export const DEFAULT_RESYNC_MS = 5_000;
 
-const RETRY_MS = { least: 500, most: 30_000 } as const;
+const RETRY_MS = { least: 500, most: 10_000 } as const;
 /** Events come in bursts: one transaction is many lines. */
 const SETTLE_MS = 10;
-/** From this many repairs in a minute on, somebody is fighting us: then one repair a second. */
+/** From this many repairs (or failed ones) in a minute on, somebody is fighting us: then one a second. */
 const FIGHT = { repairs: 20, windowMs: 60_000, pauseMs: 1_000 } as const;
 
 interface Outcome {
@@ -133,7 +135,7 @@ export class HostFirewall {
   static async open(options: HostFirewallOptions): Promise<HostFirewall> {
     const { manager, runner } = options;
     const none: FirewallTools = { nft: { usable: false, reason: 'not asked for' }, iptables: [] };
-    const tools = manager === 'none' ? none : await findTools(runner);
+    const tools = manager === 'none' ? none : await findTools(runner, options);
     const mayBeIptables = manager === 'iptables' || (manager === 'auto' && !tools.nft.usable);
     const isLegacy = mayBeIptables && (await legacyIsInUse(runner, tools));
     const chosen = chooseManager(manager, options.configAsksNft ?? false, tools, isLegacy);
@@ -237,9 +239,13 @@ export class HostFirewall {
       problems.push(...admission.problems);
       this.#admitted(admission.places);
       // The new rules are in force: only now may what they replace go.
-      if (!this.#isCleared) problems.push(...(await this.#clear(plan)));
-      this.#isCleared = problems.length === 0;
+      if (!this.#isCleared) {
+        const stuck = await this.#clear(plan);
+        this.#isCleared = stuck.length === 0;
+        problems.push(...stuck);
+      }
     }
+    if (!plan.blackhole && !this.#isTold) await ensureBlackholes(runner, plan.networks, []);
     if (plan.blackhole) {
       const added = await ensureBlackholes(runner, plan.networks, plan.subnets);
       if (this.#isTold) drift.push(...added.map((subnet) => `the blackhole route of ${subnet.toString()} was gone`));
@@ -249,13 +255,13 @@ export class HostFirewall {
 
   /** Removes what another manager, an earlier run or flanneld left for our networks. */
   async #clear(plan: HostPlan): Promise<string[]> {
-    const { manager, flavour } = this.#chosen;
+    const { manager } = this.stats();
     const leftovers = await findLeftovers({
       runner: this.#options.runner,
       names: this.#names,
       tools: this.#tools,
       networks: this.#ourNetworks(plan),
-      keep: manager === 'nft' ? 'nft' : flavour,
+      keep: manager === 'none' ? undefined : manager,
     });
     const problems: string[] = [];
     for (const { what, remove } of leftovers) {
@@ -296,16 +302,21 @@ export class HostFirewall {
       }
     }
     this.#lastError = problem;
-    if (drift.length === 0) return;
-    this.#counts.repairs++;
-    this.#notice('warn', 'somebody changed the firewall rules, they are put back', { what: drift.join('; ') });
+    if (drift.length > 0) {
+      this.#counts.repairs++;
+      this.#notice('warn', 'somebody changed the firewall rules, they are put back', { what: drift.join('; ') });
+    }
+    this.#judge(drift.length > 0 || problem !== undefined);
+  }
+
+  /** Two who put back what the other removes would keep the host busy. */
+  #judge(hadWork: boolean): void {
     const now = performance.now();
-    this.#repairTimes = [...this.#repairTimes.filter((time) => now - time < FIGHT.windowMs), now];
+    const recent = this.#repairTimes.filter((time) => now - time < FIGHT.windowMs);
+    this.#repairTimes = hadWork ? [...recent, now].slice(-FIGHT.repairs) : recent;
     const isFight = this.#repairTimes.length >= FIGHT.repairs;
     if (isFight && !this.#isFight) {
-      this.#notice('error', 'somebody keeps changing the firewall rules: from now on they are put back once a second', {
-        repairs: this.#repairTimes.length,
-      });
+      this.#notice('error', 'somebody keeps changing the firewall rules: from now on they are put back once a second');
     }
     this.#isFight = isFight;
   }

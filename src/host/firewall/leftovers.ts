@@ -24,7 +24,7 @@ export interface LeftoverSearch {
   /** Networks whose rules are this agent's; undefined when nobody knows: then only what bears our own names goes. */
   readonly networks: readonly Prefix[] | undefined;
   /** The manager in use, whose rules stay; undefined to find those too. */
-  readonly keep: 'nft' | Flavour | undefined;
+  readonly keep: 'nft' | `iptables-${Flavour}` | undefined;
 }
 
 /** @throws {PodwireError} `COMMAND_FAILED` when the host's rules cannot be read. */
@@ -86,7 +86,7 @@ async function inIptables(search: LeftoverSearch, iptables: Iptables): Promise<R
   const { names, networks, keep } = search;
   const nothing = { masquerade: [], forward: [] };
   const chains = [
-    ...(keep === iptables.programs.flavour ? [] : ownChains(names, nothing, networks)),
+    ...(keep === `iptables-${iptables.programs.flavour}` ? [] : ownChains(names, nothing, networks)),
     ...(names.shared || networks === undefined ? [] : flannelChainsWithout(networks)),
   ];
   const removals: Removal[] = [];
