@@ -13,6 +13,8 @@ export interface RunOptions {
   readonly input?: string;
   /** Time limit in milliseconds; the program is killed when it is over. Default 5000. */
   readonly timeoutMs?: number;
+  /** Environment variables besides those of this process. */
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 /** Runs `command` and resolves with its standard output. Injectable, so that host logic is testable without a host. */
@@ -37,7 +39,7 @@ export const run: Runner = (command, args, options = {}) =>
     const shown = [command, ...args].join(' ');
     const child = spawn(command, [...args], {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: programEnvironment(),
+      env: { ...programEnvironment(), ...options.env },
     });
     const stdout: Buffer[] = [];
     const stderr: Buffer[] = [];

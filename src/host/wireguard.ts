@@ -5,7 +5,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createPrivateKey, createPublicKey, randomBytes } from 'node:crypto';
-import { mkdir, open, readFile } from 'node:fs/promises';
+import { link, mkdir, open, readFile, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
@@ -74,20 +74,24 @@ export async function wireguardKeysOf(path: string): Promise<WireguardKeys> {
     if (errnoOf(error) !== 'ENOENT') throw keyFileError('read', path, error);
   }
   const keys = generateWireguardKeys();
+  const temporary = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`;
   try {
     await mkdir(dirname(path), { recursive: true, mode: 0o755 });
-    // Exclusive: of two agents that start together one makes the file and both use it.
-    const file = await open(path, 'wx', 0o400);
+    const file = await open(temporary, 'wx', 0o400);
     try {
       await file.writeFile(`${keys.privateKey}\n`);
       await file.sync();
     } finally {
       await file.close();
     }
+    // Whole or not at all, and never over another's: of two agents that start together both use the first one's.
+    await link(temporary, path);
     return keys;
   } catch (error) {
     if (errnoOf(error) === 'EEXIST') return parseKeys(path, await readFile(path, 'utf8'));
     throw keyFileError('write', path, error);
+  } finally {
+    await rm(temporary, { force: true }).catch(() => undefined);
   }
 }
 

@@ -18,6 +18,19 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'pin
     });
     backendContract({ name: 'alloc', backend: { Type: 'alloc' }, mtu: 1500, lease: {}, isolated: true });
     backendContract({
+      name: 'extension',
+      backend: {
+        Type: 'extension',
+        PreStartupCommand: 'cat /proc/sys/net/ipv4/ip_default_ttl',
+        PostStartupCommand: "sh -c 'ip route replace blackhole $NETWORK'",
+        SubnetAddCommand: 'ip route replace $SUBNET via ${PUBLIC_IP}',
+        SubnetRemoveCommand: 'ip route del $SUBNET',
+      },
+      mtu: 1500,
+      lease: { BackendType: 'extension', BackendData: '64' },
+      survives: true,
+    });
+    backendContract({
       name: 'vxlan by the kernel',
       backend: { Type: 'vxlan', Mode: 'kernel' },
       mtu: 1450,

@@ -16,6 +16,8 @@ const BACKENDS: Readonly<Record<string, () => Promise<BackendClass>>> = {
   vxlan: async () => (await import('./vxlan.js')).VxlanBackend,
   'host-gw': async () => (await import('./host-gw.js')).HostGwBackend,
   wireguard: async () => (await import('./wireguard.js')).WireguardBackend,
+  ipip: async () => (await import('./ipip.js')).IpipBackend,
+  extension: async () => (await import('./extension.js')).ExtensionBackend,
   alloc: async () => (await import('./alloc.js')).AllocBackend,
 };
 
