@@ -1,9 +1,11 @@
 /**
- * What the agent tells about itself: the JSON of `GET /v1/status`, and its readable form.
+ * What the agent tells about itself: the JSON of `GET /v1/status` and of `podwire status --json`. Fields are added to it,
+ * never changed or taken away, as long as `schema` stays.
  */
 import type { DataplaneStats, FirewallStats, LeaseState, OverlayStatus, PeerProbe } from '../index.js';
 
 export interface AgentStatus {
+  readonly schema: 'podwire-status/1';
   readonly version: string;
   readonly pid: number;
   /** ISO 8601. */
@@ -22,8 +24,19 @@ export interface AgentStatus {
     readonly expiresAt?: string;
     /** False while the store says that it is gone and a new one is being acquired. */
     readonly held: boolean;
+    /** ISO 8601: when it was acquired, and when it was last acquired or renewed. */
+    readonly acquiredAt?: string;
+    readonly writtenAt?: string;
+    /** Since the start of the agent. */
+    readonly renewals: number;
+    readonly renewFailures: number;
+    readonly losses: number;
+    /** The latest sign that another live host uses our identity. */
+    readonly conflict?: string;
   };
   readonly device: { readonly name: string; readonly mtu: number };
+  /** What the backend set up: port, offloads and the like; the names are the backend's. */
+  readonly facts: Readonly<Record<string, unknown>>;
   readonly subnetFile?: { readonly path: string; readonly written: boolean };
   /** What is watched on this host. */
   readonly host: {
@@ -42,6 +55,7 @@ export interface AgentStatus {
     readonly subnet: string;
     readonly subnet6?: string;
     readonly publicIp: string;
+    readonly publicIpv6?: string;
     readonly backendType: string;
     /** `routed`, or why not. */
     readonly state: LeaseState;
@@ -50,7 +64,7 @@ export interface AgentStatus {
     readonly probe?: PeerProbe;
     readonly lastHeardMs?: number;
   }[];
-  /** Absent where the kernel carries the packets. */
+  /** Absent where the kernel carries the packets. Its `peers` are hosts by `address`: the `publicIp(v6)` of their leases. */
   readonly dataplane?: DataplaneStats;
   readonly firewall?: FirewallStats;
   readonly store: {
@@ -67,8 +81,9 @@ export function agentStatus(
   process: { readonly version: string; readonly pid: number; readonly startedAt: Date },
   overlay: OverlayStatus,
 ): AgentStatus {
-  const { network, lease } = overlay;
+  const { network, lease, counts } = overlay;
   return {
+    schema: 'podwire-status/1',
     version: process.version,
     pid: process.pid,
     startedAt: process.startedAt.toISOString(),
@@ -89,14 +104,24 @@ export function agentStatus(
       publicIp: lease.attributes.publicIp.toString(),
       ...(lease.expiresAt === undefined ? {} : { expiresAt: lease.expiresAt.toISOString() }),
       held: overlay.leaseHeld,
+      ...(counts.acquiredAt === undefined ? {} : { acquiredAt: counts.acquiredAt.toISOString() }),
+      ...(counts.writtenAt === undefined ? {} : { writtenAt: counts.writtenAt.toISOString() }),
+      renewals: counts.renewed,
+      renewFailures: counts.renewFailures,
+      losses: counts.lost,
+      ...(counts.lastConflict === undefined ? {} : { conflict: counts.lastConflict }),
     },
     device: { name: overlay.device, mtu: overlay.mtu },
+    facts: overlay.facts,
     ...(overlay.subnetFile === undefined ? {} : { subnetFile: overlay.subnetFile }),
     host: hostStatus(overlay.host),
     leases: overlay.leases.map((entry) => ({
       subnet: entry.lease.subnet.toString(),
       ...(entry.lease.subnet6 === undefined ? {} : { subnet6: entry.lease.subnet6.toString() }),
       publicIp: entry.lease.attributes.publicIp.toString(),
+      ...(entry.lease.attributes.publicIpv6 === undefined
+        ? {}
+        : { publicIpv6: entry.lease.attributes.publicIpv6.toString() }),
       backendType: entry.lease.attributes.backendType,
       state: entry.state,
       ...(entry.reason === undefined ? {} : { reason: entry.reason }),
@@ -122,122 +147,4 @@ function hostStatus(host: OverlayStatus['host']): AgentStatus['host'] {
     problems: [...problems, ...failing, ...fought.map((what) => `somebody keeps undoing: ${what}`)],
     eventsHeard: monitor.running,
   };
-}
-
-/** The status as a person reads it: a few lines, then one table of peers. */
-export function formatStatus(status: AgentStatus, now: Date = new Date()): string {
-  const { lease, device, store, dataplane } = status;
-  const lines = [
-    `podwire ${status.version}  pid ${status.pid}  up ${formatDuration(now.getTime() - Date.parse(status.startedAt))}`,
-    `network    ${status.network}${status.network6 === undefined ? '' : ` ${status.network6}`}  backend ${status.backend}`,
-    `lease      ${lease.subnet}${lease.subnet6 === undefined ? '' : ` ${lease.subnet6}`}  public ${lease.publicIp}  ${formatExpiry(lease, now)}`,
-    `device     ${device.name}  mtu ${device.mtu}  over ${status.interface.name} ${status.interface.address} mtu ${status.interface.mtu} (${status.interface.why})`,
-    `store      ${store.description}  ${store.ok ? 'ok' : `FAILING: ${store.lastError ?? 'unknown'}`}${store.tableOf === undefined ? '' : `; forwarding by the lease table of ${store.tableOf}`}`,
-    ...(status.firewall === undefined ? [] : [`firewall   ${formatFirewall(status.firewall)}`]),
-    ...status.host.problems.map((problem) => `PROBLEM    ${problem}`),
-    ...(dataplane === undefined ? ['packets    carried by the kernel'] : formatEngine(dataplane)),
-    '',
-    ...formatPeers(status),
-  ];
-  return `${lines.join('\n')}\n`;
-}
-
-function formatEngine(dataplane: DataplaneStats): string[] {
-  return [
-    `workers    ${dataplane.workers.map((worker) => `${worker.state}${worker.restarts > 0 ? ` (${worker.restarts} restarts)` : ''}`).join(', ')}`,
-    `packets    ${formatTraffic(dataplane)}`,
-    `drops      ${formatDrops(dataplane)}`,
-  ];
-}
-
-function formatFirewall(firewall: FirewallStats): string {
-  const features = [firewall.masquerade ? 'masquerade' : '', firewall.forward ? 'forward' : ''].filter(Boolean);
-  const watched = firewall.watch === 'periodic' ? `  checked every ${formatDuration(firewall.resyncMs)}` : '';
-  return [
-    firewall.manager,
-    `  ${features.length === 0 ? 'no rules' : features.join(', ')}`,
-    firewall.admittedIn.length === 0 ? '' : `  accepts in ${firewall.admittedIn.join(', ')}`,
-    watched,
-    firewall.repairs === 0 ? '' : `  repaired ${firewall.repairs} times`,
-    firewall.lastError === undefined ? '' : `  FAILING: ${firewall.lastError}`,
-  ].join('');
-}
-
-function formatExpiry(lease: AgentStatus['lease'], now: Date): string {
-  if (!lease.held) return 'LOST, acquiring again';
-  if (lease.expiresAt === undefined) return 'reserved';
-  const left = Date.parse(lease.expiresAt) - now.getTime();
-  return left > 0 ? `expires in ${formatDuration(left)}` : `EXPIRED ${formatDuration(-left)} ago`;
-}
-
-function formatTraffic({ totals }: DataplaneStats): string {
-  return (
-    `out ${totals.egressPackets} (${formatBytes(totals.egressBytes)})  ` +
-    `in ${totals.ingressPackets} (${formatBytes(totals.ingressBytes)})`
-  );
-}
-
-function formatDrops({ totals }: DataplaneStats): string {
-  const drops = Object.entries(totals).filter(([name, count]) => name.startsWith('drop') && count > 0);
-  return drops.length === 0 ? 'none' : drops.map(([name, count]) => `${name} ${count}`).join('  ');
-}
-
-function formatPeers(status: AgentStatus): string[] {
-  const counters = new Map((status.dataplane?.peers ?? []).map((peer) => [peer.address, peer]));
-  const rows = status.leases.map((lease) => {
-    const peer = counters.get(lease.publicIp);
-    return [
-      lease.publicIp,
-      lease.subnet6 === undefined ? lease.subnet : `${lease.subnet} ${lease.subnet6}`,
-      String(peer?.txPackets ?? 0),
-      formatBytes(peer?.txBytes ?? 0),
-      String(peer?.rxPackets ?? 0),
-      formatBytes(peer?.rxBytes ?? 0),
-      peer === undefined || peer.pathMtu === 0 ? '-' : String(peer.pathMtu),
-      lease.reason === undefined ? lease.state : `${lease.state}: ${lease.reason}`,
-    ];
-  });
-  if (rows.length === 0) return ['no other host has a lease'];
-  return table([['PEER', 'SUBNET', 'OUT', '', 'IN', '', 'PATH MTU', 'STATE'], ...rows]);
-}
-
-function table(rows: readonly (readonly string[])[]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  return rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join('  ')
-      .trimEnd(),
-  );
-}
-
-/** `1.5 GiB`; bytes below 1 KiB as they are. */
-export function formatBytes(bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
-  let value = bytes;
-  let unit = 0;
-  while (value >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
-}
-
-/** The largest unit and the next: `3d 4h`, `2h`, `59m 2s`, `5s`. */
-export function formatDuration(ms: number): string {
-  let seconds = Math.max(0, Math.floor(ms / 1000));
-  const parts: string[] = [];
-  for (const [unit, size] of [
-    ['d', 86_400],
-    ['h', 3_600],
-    ['m', 60],
-    ['s', 1],
-  ] as const) {
-    const count = Math.floor(seconds / size);
-    seconds -= count * size;
-    const isNext = parts.length === 1;
-    if (count > 0 || (unit === 's' && !isNext)) parts.push(`${count}${unit}`);
-    if (isNext) break;
-  }
-  return parts.join(' ');
 }

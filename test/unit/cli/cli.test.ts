@@ -2,7 +2,6 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { ControlSocket } from '../../../src/agent/control-socket.js';
 import { cli, root, run, type Finished } from '../../support/process.js';
 import { missing } from '../../support/requires.js';
 
@@ -181,76 +180,5 @@ describe.skipIf(lacking)('agent before it touches the host', () => {
     const needsHost = process.getuid?.() !== 0;
     expect(errors).toEqual([expect.stringMatching(needsHost ? /CAP_NET_ADMIN|\/dev\/net\/tun|config/ : message)]);
     expect(await readdir(directory)).toEqual(before);
-  });
-});
-
-describe.skipIf(lacking)('status', () => {
-  const STATUS = {
-    version: '0.1.0',
-    pid: 4711,
-    startedAt: new Date(Date.now() - 3_725_000).toISOString(),
-    backend: 'udp',
-    network: '10.42.0.0/16',
-    interface: { name: 'eth0', address: '192.168.1.5', mtu: 1500, why: 'it has the default route' },
-    lease: {
-      subnet: '10.42.7.0/24',
-      publicIp: '192.168.1.5',
-      expiresAt: new Date(Date.now() + 7_230_000).toISOString(),
-      held: true,
-    },
-    device: { name: 'flannel0', mtu: 1472 },
-    leases: [
-      { subnet: '10.42.8.0/24', publicIp: '192.168.1.8', backendType: '', state: 'routed' },
-      { subnet: '10.42.9.0/24', publicIp: '10.42.1.1', backendType: '', state: 'refused', reason: 'it lies inside' },
-    ],
-    dataplane: {
-      totals: {
-        egressPackets: 10,
-        egressBytes: 5_000_000,
-        ingressPackets: 3,
-        ingressBytes: 300,
-        dropNoRoute: 4,
-        dropShort: 0,
-      },
-      workers: [{ state: 'running', restarts: 1, counters: {} }],
-      peers: [
-        { address: '192.168.1.8', port: 8285, txPackets: 10, txBytes: 2048, rxPackets: 3, rxBytes: 300, pathMtu: 1500 },
-      ],
-      routes: 1,
-    },
-    store: { description: 'directory /x', ok: false, lastError: 'disk full' },
-  };
-
-  test('--json is the document; without it a table that says the same', async () => {
-    const path = join(directory, 'podwire-subnet.sock');
-    await using _socket = await ControlSocket.open(path, { '/v1/status': () => STATUS });
-    const json = await podwire(['status', '--json', `--control-socket=${path}`]);
-    expect([json.code, json.stderr, JSON.parse(json.stdout)]).toEqual([0, '', STATUS]);
-    const table = await podwire(['status', `--subnet-file=${join(directory, 'subnet.env')}`]);
-    expect([table.code, table.stderr]).toEqual([0, '']);
-    const lines = table.stdout.split('\n').map((line) => line.replace(/ {2,}/g, '  '));
-    expect(lines).toEqual([
-      expect.stringMatching(/^podwire 0\.1\.0 {2}pid 4711 {2}up 1h 2m$/),
-      'network  10.42.0.0/16  backend udp',
-      'lease  10.42.7.0/24  public 192.168.1.5  expires in 2h',
-      'device  flannel0  mtu 1472  over eth0 192.168.1.5 mtu 1500 (it has the default route)',
-      'store  directory /x  FAILING: disk full',
-      'workers  running (1 restarts)',
-      'packets  out 10 (4.8 MiB)  in 3 (300 B)',
-      'drops  dropNoRoute 4',
-      '',
-      'PEER  SUBNET  OUT  IN  PATH MTU  STATE',
-      '192.168.1.8  10.42.8.0/24  10  2.0 KiB  3  300 B  1500  routed',
-      '10.42.1.1  10.42.9.0/24  0  0 B  0  0 B  -  refused: it lies inside',
-      '',
-    ]);
-  });
-
-  test('while the agent starts it says so, exit 1', async () => {
-    const path = join(directory, 'starting.sock');
-    await using _socket = await ControlSocket.open(path, { '/v1/status': () => undefined });
-    const finished = await podwire(['status', `--control-socket=${path}`]);
-    expect([finished.code, finished.stdout]).toEqual([1, '']);
-    expect(finished.stderr).toMatch(/^podwire: the agent at .* has no answer: the agent is starting\n$/);
   });
 });
