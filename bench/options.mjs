@@ -1,19 +1,20 @@
 // @ts-check
 /** The command line of the benchmark, and the durations that follow from it. */
 import { parseArgs } from 'node:util';
-import { CONTENDERS } from './contenders/index.mjs';
+import { BACKENDS, CONTENDERS } from './contenders/index.mjs';
 import { PACES } from './latency/rtt.mjs';
 import { BenchError } from './lib/process.mjs';
 
 /** @typedef {import('./contenders/contender.mjs').Measure} Measure */
 
-/** @type {Readonly<Record<string, { measures: readonly Measure[], micro: boolean }>>} */
+/** @type {Readonly<Record<string, { measures: readonly Measure[], micro: boolean, contenders?: readonly string[] }>>} */
 const MODES = {
   throughput: { measures: ['throughput'], micro: false },
   pps: { measures: ['pps'], micro: false },
   latency: { measures: ['latency'], micro: false },
   agent: { measures: ['agent'], micro: false },
   micro: { measures: [], micro: true },
+  backends: { measures: ['throughput', 'pps', 'latency'], micro: false, contenders: BACKENDS },
   all: { measures: ['throughput', 'pps', 'latency', 'agent'], micro: true },
 };
 
@@ -26,7 +27,8 @@ MODE
   agent        an idle agent's processor time and memory; garbage collections of its
                workers under load; route updates while packets pass
   micro        single functions: look-up, update, forwarder, native call
-  all          all of these; several with commas: throughput,latency
+  backends     throughput, pps and latency of podwire's backends: ${BACKENDS.join(', ')}
+  all          all of these but backends; several with commas: throughput,latency
 
   --rounds N           rounds; in each every contender runs once, in rotated order (default 3)
   --seconds S          length of one TCP, ping-pong or idle measurement (default 5)
@@ -180,13 +182,15 @@ export function parseOptions(argv) {
   if (!Number.isInteger(rounds)) throw new BenchError(`--rounds must be a whole number, got "${values.rounds}"`);
   const seconds = number('seconds', values.seconds, 1, 120);
   const underlay = choice('--underlay', values.underlay, ['veth', 'nic', 'both']);
-  const names = values.contenders?.split(',').map((name) =>
-    choice(
-      '--contenders',
-      name.trim(),
-      CONTENDERS.map((one) => one.name),
-    ),
-  );
+  const ofModes = chosen.flatMap(({ contenders }) => contenders ?? []);
+  const names =
+    values.contenders?.split(',').map((name) =>
+      choice(
+        '--contenders',
+        name.trim(),
+        CONTENDERS.map((one) => one.name),
+      ),
+    ) ?? (ofModes.length > 0 ? [...new Set(ofModes)] : undefined);
   return {
     modes,
     measures: [...new Set(chosen.flatMap(({ measures }) => measures))],

@@ -103,7 +103,7 @@ static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, c
 
 /*
  * Segments of a superpacket that nobody cut, or 0 when the packet is one and is delivered as it is. TCP above the MTU is
- * a superpacket and may be cut anywhere; UDP is one when UDP_GRO told its segments' size, which pw_vxlan_span then took
+ * a superpacket and may be cut anywhere, so small enough for any pod's link; UDP is one when UDP_GRO told its segments' size, which pw_vxlan_span then took
  * as such. The packet's checksum is partial.
  */
 static unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip, unsigned message,
@@ -114,11 +114,11 @@ static unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, c
   const unsigned gro = (uint32_t)e->c.meta[PW_MESSAGE_BASE + message * PW_ROW_WORDS + PW_M_GRO];
   if (*header < ip->l4 + (tcp ? 20u : 8u) || *header >= ip->length || *header > PW_HEADER_MAX)
     return 0;
-  if (tcp ? ip->length <= e->c.inner_mtu || *header >= e->c.inner_mtu : !gro || ip->length + e->encap_bytes <= gro)
+  if (tcp ? ip->length <= e->c.inner_mtu || *header >= e->cut_mtu : !gro || ip->length + e->encap_bytes <= gro)
     return 0;
   if (ip->family == 4 && pw_fold(pw_sum(p, ip->l4)) != 0xffff)
     return 0; /* cutting would give the segments a right one */
-  const unsigned gso = tcp ? e->c.inner_mtu - *header : gro;
+  const unsigned gso = tcp ? e->cut_mtu - *header : gro;
   return (ip->length - *header + gso - 1) / gso;
 }
 

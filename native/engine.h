@@ -30,6 +30,7 @@
 #define PW_TUN_SLOT (PW_TUN_HEADROOM_VXLAN + 65536 + 64)
 #define PW_UDP_SLOT (65536 + 1088) /* the odd gap keeps slots off the same cache sets (kernel-facts 10) */
 #define PW_SEGMENT_TABLE 4096
+#define PW_CUT_MTU 1280 /* TCP superpackets are cut to this at most: pods' links may be smaller than the TUN, but not less */
 #define PW_FLOW_SLOTS 64
 #define PW_SPIN_WAITS_MIN 16 /* short waits before the first trial of the adaptive spin */
 
@@ -83,7 +84,7 @@ struct pw_config {
   bool batch_calls;      /* sendmmsg/recvmmsg; false: one call per datagram and packet */
   bool vxlan;            /* VXLAN frames in the datagrams; false: the bare inner packet (flannel's udp) */
   uint8_t vtep[PW_VTEP_BYTES]; /* with vxlan: what a frame for us begins with, VXLAN header and our own MAC */
-  unsigned inner_mtu;    /* with vxlan: packets that a kernel left for a device to cut are cut to it */
+  unsigned inner_mtu;    /* with vxlan: of the TUN; a TCP packet above it is a superpacket that a kernel left uncut */
   enum pw_spin spin;
   unsigned spin_ns;
   int32_t *meta;
@@ -142,6 +143,7 @@ struct pw_engine {
   struct pw_config c;
   unsigned encap_bytes;    /* in front of the inner packet, within the datagram */
   unsigned tun_headroom;
+  unsigned cut_mtu;        /* bytes of the packets that a TCP superpacket from the underlay becomes */
   unsigned message_slots;
   unsigned messages;       /* valid rows of the message table */
   unsigned parse_message;  /* where parsing goes on when a table was full */

@@ -169,7 +169,7 @@ static void write_whole(struct pw_engine *e, const int32_t *r, uint32_t host)
   if (pw_parse_ip(p, s->length, &ip))
     return;
   const bool tcp = ip.protocol == IPPROTO_TCP;
-  const unsigned gso = tcp ? e->c.inner_mtu - s->header : (unsigned)pw_message_row(e, (unsigned)r[PW_I_MESSAGE])[PW_M_GRO];
+  const unsigned gso = tcp ? e->cut_mtu - s->header : (unsigned)pw_message_row(e, (unsigned)r[PW_I_MESSAGE])[PW_M_GRO];
   if (tcp ? e->c.tun_tcp : e->c.tun_udp) {
     struct pw_virtio_header h = unfinished(&ip);
     h.gso_type = !tcp ? PW_GSO_UDP_L4 : ip.family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;

@@ -31,13 +31,14 @@ export const direct = {
     ),
 };
 
-const VXLAN_DEVICE = 'flannel.1';
+/** The device of a vxlan network with VNI 1, whoever makes it. */
+export const VXLAN_DEVICE = 'flannel.1';
 
 /**
  * @param {import('../lib/topology.mjs').Host} host
  * @returns {Promise<string>} hardware address of its vxlan device
  */
-async function createVxlan(host) {
+export async function createVxlan(host) {
   const base = host.subnet.replace(/\/\d+$/, '');
   await ipBatch(host.netns, [
     `link add ${VXLAN_DEVICE} mtu 1450 type vxlan id 1 local ${host.address} dev ${host.device} dstport 8472 nolearning`,
@@ -46,6 +47,22 @@ async function createVxlan(host) {
   ]);
   const { stdout } = await run(['ip', '-n', host.netns, '-j', 'link', 'show', VXLAN_DEVICE]);
   return JSON.parse(stdout)[0].address;
+}
+
+/**
+ * Neighbour, FDB entry and route to a peer, as flannel programs them.
+ * @param {import('../lib/topology.mjs').Host} host that has the kernel's device
+ * @param {import('../lib/topology.mjs').Host} peer
+ * @param {string} lladdr hardware address of the peer's end
+ */
+export async function joinVxlan(host, peer, lladdr) {
+  const base = peer.subnet.replace(/\/\d+$/, '');
+  await ipBatch(host.netns, [
+    `neighbour replace ${base} lladdr ${lladdr} dev ${VXLAN_DEVICE} nud permanent`,
+    `route add ${peer.subnet} via ${base} dev ${VXLAN_DEVICE} onlink`,
+  ]);
+  const fdb = ['bridge', '-n', host.netns, 'fdb', 'append', lladdr, 'dev', VXLAN_DEVICE, 'dst', peer.address];
+  await run([...fdb, 'self', 'permanent']);
 }
 
 /** @type {Contender} */
@@ -61,13 +78,7 @@ export const vxlan = {
     return onBothHosts(topology, async (host, peer) => {
       const lladdr = hardware.get(peer.netns);
       if (lladdr === undefined) throw new BenchError(`no vxlan device on ${peer.netns}`);
-      const base = peer.subnet.replace(/\/\d+$/, '');
-      await ipBatch(host.netns, [
-        `neighbour replace ${base} lladdr ${lladdr} dev ${VXLAN_DEVICE} nud permanent`,
-        `route add ${peer.subnet} via ${base} dev ${VXLAN_DEVICE} onlink`,
-      ]);
-      const fdb = ['bridge', '-n', host.netns, 'fdb', 'append', lladdr, 'dev', VXLAN_DEVICE, 'dst', peer.address];
-      await run([...fdb, 'self', 'permanent']);
+      await joinVxlan(host, peer, lladdr);
     });
   },
 };

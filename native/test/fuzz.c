@@ -305,7 +305,7 @@ static void receiving_frames(void)
   unsigned delivered_in_all = 0, whole = 0;
   engine->c.vxlan = true;
   engine->encap_bytes = PW_VXLAN_BYTES;
-  engine->c.inner_mtu = 200; /* many captured packets are above it */
+  engine->c.inner_mtu = engine->cut_mtu = 200; /* many captured packets are above it */
   for (unsigned i = 0; i < 30000 * test_factor; i++) {
     size_t n;
     uint8_t *bytes = spoiled_frame(&n);

@@ -79,8 +79,10 @@ static void unfinished_packets(void)
     const size_t n = random_packet(packet, &s);
     const unsigned payload = (unsigned)s.payload;
     const unsigned gro = s.protocol == UDP && payload > 1 && once_in(2) ? between(1 + payload / 2000, payload - 1) : 0;
+    config.inner_mtu = once_in(3) ? between(1200, 1600) : 1450;
+    const unsigned cut = config.inner_mtu < 1280 ? config.inner_mtu : 1280; /* what every link of a pod takes */
     const bool whole = s.protocol == TCP ? n > config.inner_mtu : gro != 0;
-    const unsigned gso = s.protocol == TCP ? config.inner_mtu - header_bytes(&s) : gro;
+    const unsigned gso = s.protocol == TCP ? cut - header_bytes(&s) : gro;
     config.tun_tcp = !once_in(3);
     config.tun_udp = !once_in(3);
     config.virtio_bytes = config.tun_tcp || config.tun_udp || once_in(2) ? PW_VIRTIO_BYTES : 0;

@@ -6,6 +6,8 @@ import type { PacketHeaders } from './segmentation.js';
 import { completeChecksum, congestionMark, segment, setCongestionMark, superpacketHeader } from './segmentation.js';
 
 const ETHERTYPE_IPV6 = [0x86, 0xdd];
+/** native/engine.h: PW_CUT_MTU. */
+const CUT_MTU = 1280;
 
 /**
  * The packet behind the header that its next hop's row has for IPv4; Ethernet's last two bytes are the EtherType.
@@ -36,5 +38,6 @@ export function finished(packet: Uint8Array, { l4, protocol }: PacketHeaders, in
   const tcp = protocol === PROTOCOL_TCP;
   completeChecksum(packet, { start: l4, offset: tcp ? 16 : 6 });
   const header = tcp && packet.length > innerMtu ? superpacketHeader(packet, 'tcp', innerMtu) : undefined;
-  return header === undefined || header >= innerMtu ? [packet] : segment(packet, 'tcp', header, innerMtu - header);
+  const cut = Math.min(innerMtu, CUT_MTU);
+  return header === undefined || header >= cut ? [packet] : segment(packet, 'tcp', header, cut - header);
 }
