@@ -67,10 +67,7 @@ function reportUnderlay(log: Logger, before: SelectedInterface, after: SelectedI
     .filter((field) => show(before[field]) !== show(after[field]))
     .map((field) => `${field} ${show(before[field])} -> ${show(after[field])}`);
   if (changed.length > 0) {
-    log.warn(
-      { changed: changed.join(', '), why: after.why },
-      'the underlay has changed: restart the agent to follow it',
-    );
+    log.info({ changed: changed.join(', '), why: after.why }, 'the underlay has changed: it is followed in a moment');
   }
 }
 

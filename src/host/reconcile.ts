@@ -33,7 +33,6 @@ const SINGLY = 16;
 const BATCH_TIMEOUT_MS = 30_000;
 /** Looks at most; each but the first follows changes that may have undone something else. */
 const ROUNDS = 4;
-const LOST = 'it was undone at once, again and again';
 
 /**
  * Runs until the host is as desired, which most often takes one round. Two calls for the same things must not run at
@@ -58,7 +57,7 @@ export async function reconcile(
     const held = left.filter((change) => isPossible(change) && !isAllowed(change));
     const failed = left
       .filter((change) => !held.includes(change))
-      .map((change) => ({ change, reason: reasons.get(change.key) ?? (isPossible(change) ? LOST : change.why) }));
+      .map((change) => ({ change, reason: reasons.get(change.key) ?? lasting(change) }));
     for (const { change } of failed) made.delete(change.key);
     return { made: [...made.values()], failed, held };
   };
@@ -82,6 +81,11 @@ export async function reconcile(
     }
   }
   return result(changes);
+}
+
+/** Why a change that no command failed for is not made. */
+function lasting(change: Change): string {
+  return isPossible(change) ? `${change.why}, and again as soon as it was put right` : change.why;
 }
 
 /** The kernel drops routes, neighbours and addresses when a link or the last address changes. */

@@ -211,6 +211,27 @@ describe.skipIf(missing({ root: true, commands: ['ip', 'bridge'] }))('reconcile 
     await settled(desired);
   });
 
+  test('IPv6 routes of ours to one destination over several devices: one is left, the right one', async () => {
+    await ns.ip('tuntap', 'add', 'tun0', 'mode', 'tun');
+    await ns.ip('link', 'set', 'tun0', 'up');
+    const destination = Prefix.parse('fd42::/64');
+    const desired = (device: string): DesiredHost => ({
+      families: [6],
+      links: [{ device: 'tun0' }, { device: 'eth0' }],
+      routes: [{ destination, device }],
+    });
+    const shown = async (): Promise<string> => (await ns.ip('-6', '-N', 'route', 'show', 'fd42::/64')).trim();
+    for (const device of ['tun0', 'eth0'] as const) {
+      await ns.run('ip', ['-6', 'route', 'flush', 'fd42::/64']);
+      await ns.ip('-6', 'route', 'add', 'fd42::/64', 'dev', 'tun0', 'proto', '111');
+      await ns.ip('-6', 'route', 'append', 'fd42::/64', 'dev', 'eth0', 'proto', '111');
+      expect((await shown()).split('\n')).toHaveLength(2);
+      expect((await reconcile(host.runner, desired(device))).failed).toEqual([]);
+      expect(await shown()).toMatch(new RegExp(`^fd42::/64 dev ${device} proto 111 metric 1024 [^\\n]*$`));
+      await settled(desired(device));
+    }
+  });
+
   test("a second agent's routes of the same number are not touched", async () => {
     await ns.ip('tuntap', 'add', 'flannel0', 'mode', 'tun');
     await ns.ip('link', 'set', 'flannel0', 'up');

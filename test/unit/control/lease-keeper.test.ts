@@ -6,7 +6,7 @@ import type { LeaseKeeperListener } from '../../../src/control/lease-listener.js
 import { leaseKey } from '../../../src/control/lease-key.js';
 import { MemoryStoreServer, type MemoryFault, type MemoryOperation } from '../../../src/control/stores/memory.js';
 import { PodwireError } from '../../../src/errors.js';
-import { Prefix } from '../../../src/net/prefix.js';
+import { Address, Prefix } from '../../../src/net/prefix.js';
 import { attributesOf, leaseOf, Signal } from '../../support/leases.js';
 
 const HOUR_MS = 3_600_000;
@@ -223,6 +223,29 @@ describe('renewal', () => {
       'removed 10.42.9.0/24',
       expect.stringMatching(/^renewed/),
     ]);
+  });
+
+  it('goes by another name from a new address on, so that its next start finds the lease', async () => {
+    const keeper = make({ owner: 'us at 1' }, null);
+    const lease = await keeper.start();
+    expect(server.entries().get(leaseKey(lease))).toContain('"Owner":"us at 1"');
+    keeper.setAttributes(attributesOf('192.0.2.9'), { owner: 'us at 9' });
+    await journal.until(/^renewed/);
+    expect(server.entries().get(leaseKey(lease))).toMatch(/"PublicIP":"192\.0\.2\.9".*"Owner":"us at 9"/);
+    expect(keeper.lease?.owner).toBe('us at 9');
+  });
+
+  it('keeps away from leases with an address that this host has got meanwhile, without a write', async () => {
+    const keeper = make({}, null);
+    await keeper.start();
+    await journal.until(/^snapshot/);
+    put('10.42.9.0-24', '192.0.2.9');
+    await journal.until(/^added/);
+    keeper.setOwnAddresses([Address.parse('192.0.2.9')]);
+    expect(journal.lines.slice(-2)).toEqual(['refused ownAddress', 'removed 10.42.9.0/24']);
+    keeper.setOwnAddresses([]);
+    expect(journal.lines.at(-1)).toMatch(/^added 10\.42\.9\.0\/24/);
+    expect(keeper.counts.renewed).toBe(0);
   });
 
   it('does not renew a reservation', async () => {
