@@ -297,7 +297,7 @@ export class EntryTable {
     const { publicIp, publicIpv6 } = lease.attributes;
     const address = publicIp.isUnspecified && publicIpv6 ? publicIpv6 : publicIp;
     const reason =
-      `public IP ${address.toString()} is also used by ${lease.owner ?? 'another agent'}, which holds ` +
+      `public IP ${address.toString()} is also used by ${lease.owner ?? 'an agent without a name, such as flanneld'}, which holds ` +
       `${leaseKey(lease)}; give every host its own --public-ip`;
     const name = this.nameOf(lease);
     if (this.#conflicts.get(name) === reason) return;
@@ -342,6 +342,9 @@ export class EntryTable {
 
   #publishOwn(name: string, own: OwnLease, entry: Entry | undefined, at: number): void {
     if (own.settledAt === undefined || own.settledAt > at) return;
+    // Somebody who does not know of owners has written our lease for the same host. An operator makes a reservation.
+    const isNameless = entry?.lease?.expiresAt && entry.lease.owner === undefined && own.lease.owner !== undefined;
+    if (isNameless && sameHost(entry.lease!.attributes, own.lease.attributes)) this.conflict(entry.lease!);
     let state: OwnLease['state'] = 'held';
     if (!entry || entry.isMissing) state = 'lost';
     else if (entry.corrupt === undefined && entry.lease && !belongsTo(entry.lease, own.lease)) state = 'replaced';

@@ -59,6 +59,8 @@ interface Loaded {
 const HEDGE_MS = { unproven: 150, proven: 500 } as const;
 /** Between the two rounds of a read that failed everywhere. */
 const SECOND_ROUND_MS = 100;
+/** The second round needs this much of the request's time. */
+const SECOND_ROUND_LEFT_MS = 400;
 
 const CHANNEL_OPTIONS = {
   // etcd closes connections that are pinged more often than every 5 s.
@@ -115,7 +117,8 @@ export class EtcdTransport {
     try {
       return await this.#race(method, request, giveUpMs, signal);
     } catch (error) {
-      const isWorthIt = error instanceof EtcdFault && error.isTransient && performance.now() + 1_000 < giveUpMs;
+      const isWorthIt =
+        error instanceof EtcdFault && error.isTransient && performance.now() + SECOND_ROUND_LEFT_MS < giveUpMs;
       if (!isWorthIt || !(await pause(systemClock, SECOND_ROUND_MS * (0.5 + this.#options.random()), signal)))
         throw error;
       return this.#race(method, request, giveUpMs, signal);
