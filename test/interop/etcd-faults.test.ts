@@ -186,6 +186,30 @@ describe.skipIf(missing({ counterparts: ['etcd-3.6', 'etcdctl'] }))('etcd store 
     expect(watcher.log.filter((line) => line.startsWith('removed'))).toEqual([`removed ${B}`]);
   });
 
+  it('a full etcd refuses writes with advice, and is used again when it has room', async () => {
+    const { cluster, raw } = await start({ args: ['--quota-backend-bytes', String(4 * 1024 * 1024)] });
+    const store = open(cluster.urls);
+    const mine = await acquire(store, 1);
+    const watcher = await watch(store);
+    const filled = async (): Promise<unknown> => {
+      for (let i = 0; i < 100; i++) await raw.put(`/filler/${i % 2}`, 'x'.repeat(256 * 1024));
+      return expect.unreachable('etcd is never full');
+    };
+    await expect(filled()).rejects.toThrow(/space exceeded/);
+    await expect(store.renew(mine)).rejects.toMatchObject({
+      code: 'STORE_UNAVAILABLE',
+      message: expect.stringMatching(/space exceeded.*compact and defragment/),
+    });
+    expect(watcher.log).toEqual([]);
+    const status = await cluster.ctl(['endpoint', 'status', '-w', 'json']);
+    await cluster.ctl(['compaction', /"revision":(\d+)/.exec(status)![1]!]);
+    await cluster.ctl(['defrag']);
+    await cluster.ctl(['alarm', 'disarm']);
+    expect((await store.renew(mine)).expiresAt).toBeDefined();
+    await lease(raw, A, '192.0.2.5');
+    await watcher.until(() => watcher.leases.has(A));
+  });
+
   describe('on three nodes', () => {
     it('the end of any member costs nothing, and the loss of the leader only time', async () => {
       const { cluster, raw } = await start({ members: 3 });

@@ -343,8 +343,9 @@ export class EntryTable {
   #publishOwn(name: string, own: OwnLease, entry: Entry | undefined, at: number): void {
     if (own.settledAt === undefined || own.settledAt > at) return;
     // Somebody who does not know of owners has written our lease for the same host. An operator makes a reservation.
-    const isNameless = entry?.lease?.expiresAt && entry.lease.owner === undefined && own.lease.owner !== undefined;
-    if (isNameless && sameHost(entry.lease!.attributes, own.lease.attributes)) this.conflict(entry.lease!);
+    const seen = entry?.lease;
+    const isNameless = seen?.expiresAt && seen.owner === undefined && own.lease.owner !== undefined;
+    if (isNameless && sameHost(seen.attributes, own.lease.attributes)) this.conflict(seen);
     let state: OwnLease['state'] = 'held';
     if (!entry || entry.isMissing) state = 'lost';
     else if (entry.corrupt === undefined && entry.lease && !belongsTo(entry.lease, own.lease)) state = 'replaced';

@@ -114,7 +114,10 @@ function advice(fault: EtcdFault, { username }: { username?: string | undefined 
   if (/alert (bad certificate|certificate required|unknown ca|handshake failure)/i.test(text)) {
     return '; give a client certificate that etcd trusts';
   }
-  if (fault.kind === 'refused') return '';
+  if (fault.endpoint.startsWith('https') && /connection broke|before secure TLS/.test(text)) {
+    return '; is TLS spoken there, and is our certificate accepted?';
+  }
+  if (text.startsWith('host name') || fault.kind === 'refused') return '';
   return '; try again';
 }
 
@@ -128,6 +131,7 @@ function connectionReason(text: string): string {
   if (/Connection dropped|ECONNRESET|RST_STREAM|GOAWAY|Stream closed|socket hang up/i.test(reason)) {
     return `the connection broke (${reason})`;
   }
+  if (reason.startsWith('Name resolution failed')) return 'host name not found';
   // OpenSSL: "error:0A00010B:SSL routines:ssl3_get_record:wrong version number:file.c:355:".
   const ssl = /(?:^|: ?|[0-9A-F]+:)error:[0-9A-F]+:SSL routines:[^:]*:([^:]+):/i.exec(reason)?.[1];
   return ssl ?? reason;

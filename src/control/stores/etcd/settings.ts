@@ -3,6 +3,7 @@
  */
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { messageOf, PodwireError } from '../../../errors.js';
 
 export interface ConnectionOptions {
@@ -19,6 +20,8 @@ export interface Endpoint {
   readonly url: string;
   /** `host:port`, an IPv6 host in brackets. */
   readonly authority: string;
+  /** The host, where it is an IP address. */
+  readonly address?: string;
   readonly isTls: boolean;
 }
 
@@ -72,7 +75,13 @@ function parseEndpoint(text: string, options: ConnectionOptions): Endpoint {
   if (url.hostname === '' || /[^\w.:[\]-]/.test(url.hostname)) throw refuse('has no host name or address');
   if (url.port === '0') throw refuse('has port 0');
   const authority = `${url.hostname}:${url.port === '' ? DEFAULT_PORT : url.port}`;
-  return { url: `${isTls ? 'https' : 'http'}://${authority}`, authority, isTls };
+  const host = url.hostname.replace(/^\[(.*)\]$/, '$1');
+  return {
+    url: `${isTls ? 'https' : 'http'}://${authority}`,
+    authority,
+    isTls,
+    ...(isIP(host) !== 0 && { address: host }),
+  };
 }
 
 /** @throws PodwireError INVALID_ARGUMENT for one credential without the other. */

@@ -8,6 +8,7 @@
  * One connection an endpoint, none before the first call. HTTP/2 pings find a dead one within 15 s. Proxies of the
  * environment are not used.
  */
+import { checkServerIdentity } from 'node:tls';
 import type * as Grpc from '@grpc/grpc-js';
 import { pause, systemClock } from '../../clock.js';
 import { EtcdFault, faultOf } from './faults.js';
@@ -61,6 +62,9 @@ const HEDGE_MS = { unproven: 150, proven: 500 } as const;
 const SECOND_ROUND_MS = 100;
 /** The second round needs this much of the request's time. */
 const SECOND_ROUND_LEFT_MS = 400;
+
+/** TLS has no way to name an address, and the library would name it all the same; certificates are checked by address. */
+const NO_NAME = 'etcd';
 
 const CHANNEL_OPTIONS = {
   // etcd closes connections that are pinged more often than every 5 s.
@@ -339,18 +343,20 @@ export class EtcdTransport {
   }
 
   #client(grpc: typeof Grpc, node: Node): Grpc.Client {
-    return (node.client ??= new grpc.Client(
-      `dns:${node.endpoint.authority}`,
-      this.#credentials(grpc, node),
-      CHANNEL_OPTIONS,
-    ));
+    const { authority, address } = node.endpoint;
+    const options = { ...CHANNEL_OPTIONS, ...(address !== undefined && { 'grpc.ssl_target_name_override': NO_NAME }) };
+    return (node.client ??= new grpc.Client(`dns:${authority}`, this.#credentials(grpc, node), options));
   }
 
   #credentials(grpc: typeof Grpc, node: Node): Grpc.ChannelCredentials {
     if (!node.endpoint.isTls) return grpc.credentials.createInsecure();
     this.#tlsMaterial ??= this.#options.tls?.read();
     const { ca = null, key = null, cert = null } = this.#tlsMaterial ?? {};
-    return grpc.credentials.createSsl(ca, key, cert);
+    const { address } = node.endpoint;
+    if (address === undefined) return grpc.credentials.createSsl(ca, key, cert);
+    return grpc.credentials.createSsl(ca, key, cert, {
+      checkServerIdentity: (_name, certificate) => checkServerIdentity(address, certificate),
+    });
   }
 
   /** Certificates are renewed on disk while we run: a failing TLS endpoint gets what is there now. */
