@@ -3,9 +3,18 @@
  * `podwire`: finds the sub-command and loads only that one, so that `podwire status` does not wait for what only
  * `podwire agent` needs.
  */
+import nodeModule from 'node:module';
 import { Command } from 'commander';
 import { VERSION } from '../agent/version.js';
 import { report, throwInsteadOfExit } from './usage.js';
+
+// Only where a service manager gives us a directory of our own: who can write compiled code there can be us.
+const cacheDirectory = process.env['CACHE_DIRECTORY'];
+if (cacheDirectory !== undefined && cacheDirectory.startsWith('/')) {
+  // From Node 22 on; it answers with a status and never throws.
+  const cache = nodeModule as { enableCompileCache?: (directory: string) => unknown };
+  cache.enableCompileCache?.(cacheDirectory);
+}
 
 interface Entry {
   readonly summary: string;

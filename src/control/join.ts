@@ -140,11 +140,12 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   const undo: (() => Promise<void>)[] = [];
   if (durable !== undefined) undo.push(() => durable.discard());
   try {
-    // Before the subnet file is written anew: it tells what an earlier run has left.
-    const firewall =
+    // Before the subnet file is written anew: it tells what an earlier run has left. While the firewall's programs are
+    // asked what they can do, the backend opens.
+    const openingFirewall =
       options.firewall === undefined
         ? undefined
-        : await OverlayFirewall.open({
+        : OverlayFirewall.open({
             firewall: options.firewall,
             masquerade: options.ipMasq ?? false,
             network,
@@ -152,7 +153,11 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
             runner,
             logger,
           });
-    if (firewall !== undefined) undo.push(() => firewall.close());
+    openingFirewall?.catch(() => undefined);
+    undo.push(async () => {
+      const firewall = await openingFirewall?.catch(() => undefined);
+      await firewall?.close();
+    });
     const monitor = seams.monitor ?? HostMonitor.start({ onNotice: (level, message) => logger[level]({}, message) });
     undo.push(() => monitor.close());
     const say = (level: 'info' | 'warn' | 'error', fields: object, message: string): void =>
@@ -187,6 +192,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       onRouteFault,
     });
     undo.push(() => backend.close());
+    const firewall = await openingFirewall;
     logger.info(
       { backend: backend.type, device: backend.device, mtu: backend.mtu, ...backend.facts },
       'data plane open',
