@@ -71,9 +71,9 @@ function readEtcd(read: FlagReader, warnings: string[]): EtcdStoreOptions {
       `${read.origin('etcd-prefix')} is empty: write it like /coreos.com/network`,
     );
   }
-  const secure = caFile !== undefined || certFile !== undefined;
-  const endpoints = readEndpoints(read, secure);
-  if (secure && endpoints.every((endpoint) => endpoint.startsWith('http:'))) {
+  // A server without a scheme is asked with TLS when there is a client certificate, as in flannel.
+  const endpoints = readEndpoints(read, certFile !== undefined);
+  if ((caFile ?? certFile) !== undefined && endpoints.every((endpoint) => endpoint.startsWith('http:'))) {
     warnings.push(`the etcd certificates have no effect: every endpoint is http, ${endpoints.join(', ')}`);
   }
   return {

@@ -373,7 +373,7 @@ describe('etcd', () => {
 
   test('a server without a scheme is asked as the certificates say', () => {
     expect(etcd({ 'etcd-endpoints': 'a:1' }).store).toMatchObject({ options: { endpoints: ['http://a:1'] } });
-    const secure = etcd({ 'etcd-endpoints': 'a:1', 'etcd-cafile': '/ca' });
+    const secure = etcd({ 'etcd-endpoints': 'a:1', 'etcd-certfile': '/c', 'etcd-keyfile': '/k' });
     expect(secure.store).toMatchObject({ options: { endpoints: ['https://a:1'] } });
   });
 
