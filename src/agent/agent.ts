@@ -138,7 +138,7 @@ export class Agent {
       this.#log.info({}, 'the agent is starting: it reads everything else anyway');
       return;
     }
-    await reloadSurroundings({ log: this.#log, store: this.#store, overlay, config: this.#config });
+    await reloadSurroundings({ log: this.#log, store: this.#store, overlay });
     this.#health.forget();
     this.#log.info({}, 'the configuration was read again');
     this.#manager.ready(this.#describe(overlay));

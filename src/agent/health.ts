@@ -7,7 +7,7 @@
  * which a prober counts as bad too.
  *
  * `/readyz` is bad until packets can pass, and again when the device, its route, the underlay address, every worker,
- * the lease or the subnet file is gone. The store being away is no reason: packets pass without it. With `?verbose`
+ * the lease or the subnet file is gone, or something else on the host cannot be put right. The store being away is no reason: packets pass without it. With `?verbose`
  * both say what was looked at, one line each.
  */
 import { stat } from 'node:fs/promises';
@@ -103,6 +103,7 @@ export class Health {
       ['underlay', () => this.#underlay(status)],
       ['workers', () => this.#workers(status)],
       ['lease', () => lease(status)],
+      ['host', () => host(status)],
       ['subnet file', () => this.#subnetFile(status)],
     ];
     return report(
@@ -173,6 +174,11 @@ function lease({ lease: own, leaseHeld }: OverlayStatus): string | undefined {
   if (!leaseHeld) return `the lease of ${subnet} is lost and being acquired again`;
   if (own.expiresAt === undefined || own.expiresAt.getTime() > Date.now()) return undefined;
   return `the lease of ${subnet} has expired and could not be renewed`;
+}
+
+/** What should be true on this host and could not be put right, such as a route that the kernel refuses. */
+function host({ host: { failing } }: OverlayStatus): string | undefined {
+  return failing.length === 0 ? undefined : `not as it must be: ${failing.slice(0, 4).join(', ')}`;
 }
 
 async function fileExists(path: string): Promise<boolean> {

@@ -2,8 +2,6 @@
  * SIGHUP: what can be followed while packets flow is followed, and the rest is said aloud. Nothing here ends the agent.
  */
 import { messageOf } from '../errors.js';
-import { run } from '../host/exec.js';
-import { selectInterface, type SelectedInterface } from '../host/select-interface.js';
 import type { LeaseStore, Logger, NetworkConfig, Overlay } from '../index.js';
 import type { AgentConfig } from './config.js';
 
@@ -11,7 +9,6 @@ export interface ReloadContext {
   readonly log: Logger;
   readonly store: LeaseStore;
   readonly overlay: Overlay;
-  readonly config: AgentConfig;
 }
 
 /** Settings whose new value counts from now on; all others are read at the start only. */
@@ -23,19 +20,12 @@ export function needRestart(before: AgentConfig, after: AgentConfig): string[] {
   return [...keys].filter((key) => !FOLLOWED.has(key) && JSON.stringify(before[key]) !== JSON.stringify(after[key]));
 }
 
-/** Reads everything again that lies outside of the agent: network config, underlay; and writes the subnet file. */
-export async function reloadSurroundings({ log, store, overlay, config }: ReloadContext): Promise<void> {
+/** Reads again what lies outside of the agent: network config and underlay; and writes the subnet file. */
+export async function reloadSurroundings({ log, store, overlay }: ReloadContext): Promise<void> {
   await attempt(log, 'the network config cannot be read again, going on with the one of the start', async () => {
     reportNetworkConfig(log, overlay.network, await store.network());
   });
-  await attempt(log, 'the underlay cannot be chosen again, going on with the one in use', async () => {
-    const families = [
-      ...(overlay.network.enableIPv4 ? [4 as const] : []),
-      ...(overlay.network.enableIPv6 ? [6 as const] : []),
-    ];
-    reportUnderlay(log, overlay.interface, await selectInterface(run, config.interface, families));
-  });
-  await attempt(log, 'the subnet file is not written again', () => overlay.rewriteSubnetFile());
+  await attempt(log, 'the subnet file is not written again', () => overlay.refresh());
 }
 
 async function attempt(log: Logger, problem: string, step: () => Promise<void>): Promise<void> {
@@ -61,18 +51,8 @@ function reportNetworkConfig(log: Logger, before: NetworkConfig, after: NetworkC
   }
 }
 
-function reportUnderlay(log: Logger, before: SelectedInterface, after: SelectedInterface): void {
-  const fields = ['name', 'mtu', 'address', 'address6', 'publicIp', 'publicIpv6'] as const;
-  const changed = fields
-    .filter((field) => show(before[field]) !== show(after[field]))
-    .map((field) => `${field} ${show(before[field])} -> ${show(after[field])}`);
-  if (changed.length > 0) {
-    log.info({ changed: changed.join(', '), why: after.why }, 'the underlay has changed: it is followed in a moment');
-  }
-}
-
 /** Addresses and prefixes as text, a Backend as its object. */
-function show(value: NetworkConfig[keyof NetworkConfig] | SelectedInterface[keyof SelectedInterface]): string {
+function show(value: NetworkConfig[keyof NetworkConfig]): string {
   if (value === undefined) return 'none';
   return typeof value === 'object' && 'raw' in value ? JSON.stringify(value.raw) : value.toString();
 }

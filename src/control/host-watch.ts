@@ -72,6 +72,11 @@ export class HostWatch {
     return this.#options.guard.keep('forwarding', { families: [], switches: forwardingSwitches(families) });
   }
 
+  /** Chooses the underlay again, without an event. */
+  look(): Promise<void> {
+    return this.#underlay.look();
+  }
+
   /** @param reopened see {@link HostState}. */
   state(reopened: number): HostState {
     return {

@@ -82,8 +82,13 @@ export interface Overlay extends AsyncDisposable {
   /** Resolves after {@link close}; rejects when the data plane has failed for good. Faults of the store do neither. */
   readonly closed: Promise<void>;
   status(): OverlayStatus;
-  /** Writes the subnet file again, for one that somebody has changed or removed. @throws {PodwireError} `SYSTEM`. */
-  rewriteSubnetFile(): Promise<void>;
+  /**
+   * Chooses the underlay again and follows another one, and writes the subnet file again, for one that somebody has
+   * changed or removed.
+   *
+   * @throws {PodwireError} `SYSTEM` when the file cannot be written.
+   */
+  refresh(): Promise<void>;
   /**
    * Stops forwarding, removes device, addresses and routes, and stops renewing. The lease stays this host's until it
    * expires, and the subnet file and the firewall rules stay; with `release` the lease is given back. May be called twice.
@@ -231,11 +236,12 @@ export class RunningOverlay implements Overlay {
     };
   }
 
-  /** Behind what is queued, so that it never undoes a newer subnet. */
-  rewriteSubnetFile(): Promise<void> {
+  async refresh(): Promise<void> {
+    await this.#state.watch.look();
+    // Behind what is queued, so that it never undoes a newer subnet.
     const written = this.#work.then(() => this.#writeSubnetFile());
     this.#work = written.catch(() => undefined);
-    return written;
+    await written;
   }
 
   close(options: { readonly release?: boolean } = {}): Promise<void> {

@@ -69,6 +69,14 @@ export class UnderlayWatch {
     return [...link, ...(this.#fault === undefined ? [] : [`the underlay cannot be chosen again: ${this.#fault}`])];
   }
 
+  /** Looks without waiting for an event; resolves when {@link UnderlayWatchOptions.onMove} has been told. */
+  async look(): Promise<void> {
+    while (this.#running !== undefined) await this.#running;
+    if (this.#closed) return;
+    this.#running = this.#look().finally(() => (this.#running = undefined));
+    await this.#running;
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
     this.#unsubscribe();

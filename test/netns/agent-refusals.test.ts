@@ -47,8 +47,8 @@ describe.skipIf(missing(NEEDS))('an agent that cannot start: one line, exit 1, a
     { name: 'config without a network', prepare: config('{}'), message: /please define a correct Network parameter/ },
     {
       name: 'a backend of flannel’s that is not here',
-      prepare: config('{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}'),
-      message: /asks for the backend "vxlan": this version has udp/,
+      prepare: config('{"Network":"10.42.0.0/16","Backend":{"Type":"tencent-vpc"}}'),
+      message: /asks for the backend "tencent-vpc", which podwire does not have: use /,
     },
     {
       name: 'a bad port',

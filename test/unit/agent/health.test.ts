@@ -17,6 +17,7 @@ function host() {
     interfaces: { flannel0: ['10.42.7.0'], eth0: ['192.168.1.5', 'fd00::5'] } as Record<string, string[] | undefined>,
     routes: new Set(['10.42.0.0/16 flannel0', 'fd42::/48 flannel0']),
     engine: true,
+    failing: [] as string[],
   };
   const status = (): OverlayStatus | undefined => {
     if (!state.started) return undefined;
@@ -25,6 +26,7 @@ function host() {
       interface: { name: 'eth0', address: Address.parse('192.168.1.5'), address6: Address.parse('fd00::5') },
       lease: { subnet: Prefix.parse('10.42.7.0/24'), expiresAt: state.expiresAt },
       leaseHeld: state.leaseHeld,
+      host: { failing: state.failing },
       device: 'flannel0',
       subnetFile: { path: '/run/flannel/subnet.env', written: state.written },
       dataplane: state.engine ? { workers: state.workers.map((worker) => ({ state: worker })) } : undefined,
@@ -54,7 +56,7 @@ describe('ready', () => {
     const { health } = host();
     expect(await health.routes['/readyz']?.(plain)).toEqual({ status: 200, body: 'flanneld is ready' });
     expect((await health.routes['/readyz']?.(verbose))?.body).toBe(
-      '[+] device\n[+] route\n[+] underlay\n[+] workers\n[+] lease\n[+] subnet file\nflanneld is ready\n',
+      '[+] device\n[+] route\n[+] underlay\n[+] workers\n[+] lease\n[+] host\n[+] subnet file\nflanneld is ready\n',
     );
   });
 
@@ -96,6 +98,7 @@ describe('ready', () => {
       (state) => (state.expiresAt = new Date(Date.now() - 1)),
       '[-] lease: the lease of 10.42.7.0/24 has expired',
     ],
+    ['host', (state) => (state.failing = ['route 10.42.8.0/24']), '[-] host: not as it must be: route 10.42.8.0/24'],
     ['unwritten', (state) => (state.written = false), '[-] subnet file: /run/flannel/subnet.env could not be written'],
     ['file', (state) => (state.file = false), '[-] subnet file: /run/flannel/subnet.env is gone'],
   ])('turns bad without: %s, and good again', async (_, damage, line) => {
