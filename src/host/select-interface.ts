@@ -80,6 +80,12 @@ export async function selectInterface(
   }
   const chosen4 = families.includes(4) ? chooseAddress(match, 4, publicIp) : undefined;
   const chosen6 = families.includes(6) ? chooseAddress(match, 6, publicIpv6) : undefined;
+  if (chosen4 === undefined && chosen6?.address.isLinkLocal === true) {
+    throw new PodwireError(
+      'INTERFACE',
+      `interface ${entry.name} has only the link-local IPv6 address ${chosen6.address.toString()}, which no tunnel can be bound to: give it a global or unique local one`,
+    );
+  }
   const told = [
     ...(explicit && publicIp !== undefined ? ['the public address is --public-ip'] : []),
     ...(explicit && publicIpv6 !== undefined ? ['the public IPv6 address is --public-ipv6'] : []),

@@ -299,6 +299,14 @@ describe('which of several addresses', () => {
     expect(String(selected.address6)).toBe(expected);
   });
 
+  test('a tunnel over IPv6 alone cannot use a link-local address', async () => {
+    const answers = { '-j -d address show': [link('eth0', 2, ['10.0.0.1', 'fe80::1'])] };
+    await expect(select({ iface: ['eth0'] }, [6], answers)).rejects.toThrow(
+      /^interface eth0 has only the link-local IPv6 address fe80::1, which no tunnel can be bound to/,
+    );
+    expect(String((await select({ iface: ['eth0'] }, [4, 6], answers)).address6)).toBe('fe80::1');
+  });
+
   test('the reason says so when there was a choice', async () => {
     expect((await select({ iface: ['eth1'] })).why).toBe('named by --iface eth1');
     expect((await select({ iface: ['eth0'] })).why).toBe(
