@@ -2,12 +2,14 @@
  * The daemon: a lease store and a joined overlay, with a control socket, health checks and a service manager beside
  * them. It is the first embedder of `joinOverlay` and does nothing that another could not.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { joinOverlay } from '../control/join.js';
 import { messageOf } from '../errors.js';
 import { checkSystem } from '../host/system.js';
 import type { LeaseStore, Logger, Overlay } from '../index.js';
 import type { AgentConfig } from './config.js';
 import { ControlSocket, TextAnswer } from './control-socket.js';
+import { ConfigFollower } from './follow-config.js';
 import { Health, problemsOf } from './health.js';
 import { HttpServer, type HttpRoutes } from './http-server.js';
 import { createMetrics } from './metrics.js';
@@ -16,6 +18,9 @@ import { agentStatus } from './status.js';
 import { openStore } from './stores.js';
 import { ServiceManager } from './systemd.js';
 import { VERSION } from './version.js';
+
+/** Milliseconds between tries to follow a new network config. */
+const FOLLOW_RETRY_MS = { first: 1_000, last: 30_000 };
 
 export interface AgentSurroundings {
   readonly log: Logger & { level: string };
@@ -38,6 +43,8 @@ export class Agent {
   #config: AgentConfig;
   #store: LeaseStore | undefined;
   #overlay: Overlay | undefined;
+  #follower: ConfigFollower | undefined;
+  #onConfigChanged: () => void = () => undefined;
   #reloading: Promise<void> = Promise.resolve();
   #reloadWanted = false;
   #problem: string | undefined;
@@ -90,18 +97,28 @@ export class Agent {
       const routes = { ...this.#health.routes, '/metrics': metrics.handler };
       if (config.health !== undefined) closing.push(await this.#serve(config.health, routes));
       closing.push(this.#keepLooking());
-      const overlay = await joinOverlay(overlayOptions(config, store, this.#surroundings));
-      closing.push(() => overlay.close({ release: config.releaseOnExit }));
-      this.#overlay = overlay;
-      this.#health.forget();
-      this.#manager.ready(this.#describe(overlay));
-      return await Promise.race([
-        overlay.closed.then(
-          () => 'stopped' as const,
-          () => 'failed' as const,
-        ),
-        aborted(signal).then(() => 'stopped' as const),
-      ]);
+      closing.push(async () => await this.#overlay?.close({ release: config.releaseOnExit }));
+      this.#follower = this.#followConfig(store);
+      closing.push(async () => this.#follower?.close());
+      for (let isFirst = true; ; isFirst = false) {
+        const changed = new Promise<'changed'>((resolve) => (this.#onConfigChanged = () => resolve('changed')));
+        const overlay = await this.#join(config, store, isFirst);
+        this.#overlay = overlay;
+        this.#health.forget();
+        this.#manager.ready(this.#describe(overlay));
+        const end = await Promise.race([
+          overlay.closed.then(
+            () => 'stopped' as const,
+            () => 'failed' as const,
+          ),
+          aborted(signal).then(() => 'stopped' as const),
+          changed,
+        ]);
+        if (end !== 'changed') return end;
+        // The old one first and entirely: both may want the same device, port and routes.
+        await overlay.close({ dismantle: true });
+        this.#overlay = undefined;
+      }
     } catch (error) {
       // A start that was called off is a clean stop.
       if (!signal.aborted) throw error;
@@ -111,6 +128,35 @@ export class Agent {
       if (!signal.aborted) stopping();
       for (const close of closing.reverse()) await close();
     }
+  }
+
+  /** A first start that fails ends the agent; a network config that cannot be followed yet is tried again. */
+  async #join(config: AgentConfig, store: LeaseStore, isFirst: boolean): Promise<Overlay> {
+    const { signal } = this.#surroundings;
+    for (let delayMs = FOLLOW_RETRY_MS.first; ; delayMs = Math.min(FOLLOW_RETRY_MS.last, delayMs * 2)) {
+      try {
+        return await joinOverlay(overlayOptions(config, store, this.#surroundings));
+      } catch (error) {
+        if (isFirst || signal.aborted) throw error;
+        this.#log.error({}, `the new network config cannot be followed, trying again: ${messageOf(error)}`);
+        await sleep(delayMs, undefined, { signal }).catch(() => undefined);
+      }
+    }
+  }
+
+  #followConfig(store: LeaseStore): ConfigFollower {
+    return new ConfigFollower({
+      store,
+      log: this.#log,
+      current: () => this.#overlay?.network,
+      onChange: (changes) => {
+        this.#log.warn(
+          { changed: changes.join(', ') },
+          'following the new network config: leaving the overlay and joining it again, packets are not carried meanwhile',
+        );
+        this.#onConfigChanged();
+      },
+    });
   }
 
   /**
@@ -138,6 +184,8 @@ export class Agent {
       this.#log.info({}, 'the agent is starting: it reads everything else anyway');
       return;
     }
+    // A change of it is a new overlay, which reads everything else as well.
+    if ((await this.#follower?.look(true)) === true) return;
     await reloadSurroundings({ log: this.#log, store: this.#store, overlay });
     this.#health.forget();
     this.#log.info({}, 'the configuration was read again');

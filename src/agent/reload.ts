@@ -36,16 +36,13 @@ async function attempt(log: Logger, problem: string, step: () => Promise<void>):
   }
 }
 
+/** What counts at the next acquire; what an overlay is built on is follow-config.ts's. */
 function reportNetworkConfig(log: Logger, before: NetworkConfig, after: NetworkConfig): void {
   const changed = (fields: readonly (keyof NetworkConfig)[]): string[] =>
     fields
       .filter((field) => show(before[field]) !== show(after[field]))
       .map((field) => `${field} ${show(before[field])} -> ${show(after[field])}`);
-  const fixed = changed(['enableIPv4', 'enableIPv6', 'enableNFTables', 'network', 'ipv6Network', 'backend']);
   const next = changed(['subnetLen', 'subnetMin', 'subnetMax', 'ipv6SubnetLen', 'ipv6SubnetMin', 'ipv6SubnetMax']);
-  if (fixed.length > 0) {
-    log.warn({ changed: fixed.join(', ') }, 'the network config has changed: restart the agent to follow it');
-  }
   if (next.length > 0) {
     log.info({ changed: next.join(', ') }, 'the network config has changed: it counts when a lease is acquired');
   }

@@ -72,6 +72,13 @@ export interface OverlayStatus {
   readonly store: StoreState & { readonly tableOf?: Date };
 }
 
+export interface CloseOptions {
+  /** Give the lease back. */
+  readonly release?: boolean;
+  /** Leave nothing in the kernel either where it carries the packets: another backend comes in its place. */
+  readonly dismantle?: boolean;
+}
+
 export interface Overlay extends AsyncDisposable {
   readonly network: NetworkConfig;
   readonly interface: SelectedInterface;
@@ -93,7 +100,7 @@ export interface Overlay extends AsyncDisposable {
    * Stops forwarding, removes device, addresses and routes, and stops renewing. The lease stays this host's until it
    * expires, and the subnet file and the firewall rules stay; with `release` the lease is given back. May be called twice.
    */
-  close(options?: { readonly release?: boolean }): Promise<void>;
+  close(options?: CloseOptions): Promise<void>;
 }
 
 export interface RunningOverlayOptions {
@@ -244,8 +251,8 @@ export class RunningOverlay implements Overlay {
     await written;
   }
 
-  close(options: { readonly release?: boolean } = {}): Promise<void> {
-    this.#closing ??= this.#close(options.release ?? false);
+  close(options: CloseOptions = {}): Promise<void> {
+    this.#closing ??= this.#close(options);
     return this.#closing;
   }
 
@@ -253,7 +260,7 @@ export class RunningOverlay implements Overlay {
     await this.close();
   }
 
-  async #close(release: boolean): Promise<void> {
+  async #close({ release = false, dismantle = false }: CloseOptions): Promise<void> {
     this.#stopping.abort();
     const keeper = this.#running?.keeper;
     // First of all, or what goes now would be put right.
@@ -266,6 +273,9 @@ export class RunningOverlay implements Overlay {
       this.#options.firewall?.close(),
     ]);
     await this.#probePort?.[Symbol.asyncDispose]();
+    if (dismantle) {
+      await this.#backend.dismantle?.().catch((error: unknown) => this.#logger.warn({}, messageOf(error)));
+    }
     if (ended.status === 'rejected') {
       this.#logger.warn({}, `the lease could not be given back: ${messageOf(ended.reason)}`);
     }

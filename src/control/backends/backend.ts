@@ -94,6 +94,11 @@ export interface Backend extends AsyncDisposable {
   routesComplete(): void;
   /** Addresses or routes of this host have changed: what was read of them at the start is read again. */
   hostChanged?(): Promise<void>;
+  /**
+   * After {@link close}: removes what it left in the kernel, because another backend takes its place. Absent: nothing
+   * is left.
+   */
+  dismantle?(): Promise<void>;
   /** Stops carrying packets, or leaves the kernel to it where that is the backend's way. May be called twice. */
   close(): Promise<void>;
 }

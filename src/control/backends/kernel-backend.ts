@@ -194,6 +194,11 @@ export class KernelBackend implements Backend {
     return this.#closing;
   }
 
+  async dismantle(): Promise<void> {
+    await this.close();
+    await this.#paths.dismantle();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

@@ -12,7 +12,14 @@ import { routeKey } from '../../host/differences.js';
 import { ipBatch, type Runner } from '../../host/exec.js';
 import type { Guard } from '../../host/guard.js';
 import type { Reconciliation } from '../../host/reconcile.js';
-import { describeRoute, type KernelRoute, listRoutes, ROUTE_PROTOCOL, routeSelector } from '../../host/routes.js';
+import {
+  describeRoute,
+  type KernelRoute,
+  listRoutes,
+  removeRoutes,
+  ROUTE_PROTOCOL,
+  routeSelector,
+} from '../../host/routes.js';
 import type { Family, Prefix } from '../../net/prefix.js';
 
 /** How one prefix is reached. */
@@ -130,6 +137,24 @@ export class KernelPaths {
     this.#closed = true;
     await this.#running;
     await this.#options.guard.drop(this.#options.part);
+  }
+
+  /** After {@link close}: removes the routes of the paths and the devices of the base. */
+  async dismantle(): Promise<void> {
+    const { runner, logger, networks, foreignDevices } = this.#options;
+    for (const { device } of this.#base?.links ?? []) {
+      await runner('ip', ['link', 'del', 'dev', device]).catch((error: unknown) => {
+        if (!/Cannot find device/.test(messageOf(error))) logger.warn({ device }, messageOf(error));
+      });
+    }
+    const left: KernelRoute[] = [];
+    for (const family of this.#families) {
+      for (const route of await listRoutes(runner, family, ROUTE_PROTOCOL)) {
+        const isInside = networks.some((network) => network.contains(route.destination));
+        if (isInside && !foreignDevices.has(route.device)) left.push(route);
+      }
+    }
+    await removeRoutes(runner, left);
   }
 
   /** Everything that is asked for while the guard is being told is in the next telling. */

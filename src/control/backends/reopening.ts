@@ -164,6 +164,10 @@ export class ReopeningBackend implements Backend {
     return this.#closing;
   }
 
+  async dismantle(): Promise<void> {
+    await this.#inner.dismantle?.();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

@@ -224,6 +224,11 @@ export class UserVxlanBackend implements Backend {
     return this.#closing;
   }
 
+  async dismantle(): Promise<void> {
+    await this.close();
+    await this.#paths.dismantle();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
