@@ -103,10 +103,10 @@ static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, c
 
 /*
  * Segments of a superpacket that nobody cut, or 0 when the packet is one and is delivered as it is. TCP above the MTU is
- * a superpacket and may be cut anywhere, so small enough for any pod's link; UDP is one when UDP_GRO told its segments' size, which pw_vxlan_span then took
- * as such. The packet's checksum is partial.
+ * a superpacket and may be cut anywhere, so small enough for any pod's link; UDP is one when UDP_GRO told its segments'
+ * size, which pw_vxlan_span then took as such. The packet's checksum is partial.
  */
-static unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip, unsigned message,
+static __attribute__((noinline)) unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip, unsigned message,
                                   unsigned *header)
 {
   const bool tcp = ip->protocol == IPPROTO_TCP;
@@ -126,14 +126,15 @@ static unsigned segments_of_whole(const struct pw_engine *e, const uint8_t *p, c
  * Takes the inner packet of n bytes at offset of the UDP arena into the tables; header, when the caller knows it joins
  * nothing, is not needed. Returns 0 or -ENOSPC when a table is full.
  */
-static int take_packet(struct pw_engine *e, unsigned message, uint32_t offset, size_t n, int32_t flags)
+static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e, const bool vxlan, unsigned message,
+                                                             uint32_t offset, size_t n, int32_t flags)
 {
   if (e->segments >= PW_SEGMENT_TABLE || e->ingress_rows >= PW_MAX_INGRESS)
     return -ENOSPC;
   const uint8_t *p = e->c.udp_arena + offset;
   struct pw_ip ip;
   const bool parsed = !(flags & PW_IF_TRUNCATED) && !pw_parse_ip(p, n, &ip);
-  const bool partial = parsed && e->encap_bytes && pw_checksum_is_partial(p, &ip);
+  const bool partial = vxlan && parsed && pw_checksum_is_partial(p, &ip);
   unsigned header = 0, whole = partial ? segments_of_whole(e, p, &ip, message, &header) : 0;
   if (!whole)
     header = parsed ? joinable_header(e, p, &ip) : 0;
@@ -188,13 +189,13 @@ static int take_packet(struct pw_engine *e, unsigned message, uint32_t offset, s
   return 0;
 }
 
-/* Turns received messages into ingress rows, going on where a full table stopped it. Returns the rows filled. */
-int pw_coalesce(struct pw_engine *e)
+/* pw_coalesce, inlined once for each wire format, so that bare packets do not pay for frames. */
+static inline __attribute__((always_inline)) int coalesce(struct pw_engine *e, const bool vxlan)
 {
   e->segments = 1;
   e->ingress_rows = 0;
   memset(e->flow, 0, sizeof e->flow);
-  const unsigned least = e->encap_bytes + 20;
+  const unsigned encap_bytes = vxlan ? PW_VXLAN_BYTES : 0, least = encap_bytes + 20;
   for (; e->parse_message < e->messages; e->parse_message++, e->parse_offset = 0) {
     const unsigned m = e->parse_message;
     const int32_t *row = pw_message_row(e, m);
@@ -208,7 +209,7 @@ int pw_coalesce(struct pw_engine *e)
     while (e->parse_offset < length) {
       uint32_t n = length - e->parse_offset < gro ? length - e->parse_offset : gro;
       const uint32_t at = (uint32_t)(m * PW_UDP_SLOT) + e->parse_offset;
-      if (e->encap_bytes && n < length && !e->parse_offset && length >= least)
+      if (vxlan && n < length && !e->parse_offset && length >= least)
         n = pw_vxlan_span(e->c.udp_arena + at, n, length);
       const int probe = n < least ? pw_probe_take(e, m, at, n) : 0;
       if (probe < 0)
@@ -216,8 +217,8 @@ int pw_coalesce(struct pw_engine *e)
       if (n < least) {
         if (!probe)
           pw_count(e, PW_C_dropShort, 1);
-      } else if (!e->encap_bytes || pw_vxlan_take(e, m, e->c.udp_arena + at)) {
-        if (take_packet(e, m, at + e->encap_bytes, n - e->encap_bytes,
+      } else if (!vxlan || pw_vxlan_take(e, m, e->c.udp_arena + at)) {
+        if (take_packet(e, vxlan, m, at + encap_bytes, n - encap_bytes,
                         cut && e->parse_offset + n == length ? PW_IF_TRUNCATED : 0))
           return (int)e->ingress_rows;
       }
@@ -225,4 +226,10 @@ int pw_coalesce(struct pw_engine *e)
     }
   }
   return (int)e->ingress_rows;
+}
+
+/* Turns received messages into ingress rows, going on where a full table stopped it. Returns the rows filled. */
+int pw_coalesce(struct pw_engine *e)
+{
+  return e->encap_bytes ? coalesce(e, true) : coalesce(e, false);
 }

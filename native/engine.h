@@ -98,14 +98,17 @@ struct pw_config {
   int32_t *reader; /* this worker's epoch word in the FIB: set to 0 before blocking */
 };
 
+#define PW_TO(row, tos) ((uint32_t)(row) | (uint32_t)(tos) << 24) /* rows are below 2^24: PW_V_ROW_MASK */
+#define PW_TO_ROW(to) ((to)&PW_V_ROW_MASK)
+#define PW_TO_TOS(to) ((uint8_t)((to) >> 24))
+
 struct pw_entry {
-  uint32_t row;         /* next hop */
+  uint32_t to;          /* PW_TO(next-hop row, outer type of service or traffic class) */
   uint32_t bytes;
   uint32_t inner_bytes;
   uint16_t size;        /* bytes of every datagram but the last */
   uint16_t segments;
   bool closed;          /* a shorter datagram was added: nothing may follow */
-  uint8_t tos;          /* outer type of service or traffic class */
 };
 
 struct pw_lane {
@@ -191,8 +194,8 @@ int pw_tun_accept(struct pw_engine *e, unsigned row, uint32_t offset, size_t n, 
 void pw_segment_row(struct pw_engine *e, unsigned row);
 unsigned pw_segment_to_tun(struct pw_engine *e, uint32_t host, const uint8_t *p, size_t n, unsigned header, unsigned gso);
 /* lane.c */
-void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, uint8_t tos, const uint8_t *header,
-                 size_t header_bytes, const uint8_t *payload, size_t payload_bytes);
+void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t to, const uint8_t *header, size_t header_bytes,
+                 const uint8_t *payload, size_t payload_bytes);
 void pw_lane_flush(struct pw_engine *e, unsigned lane);
 void pw_lanes_flush(struct pw_engine *e);
 uint8_t *pw_header_room(struct pw_engine *e, size_t bytes);

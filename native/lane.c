@@ -27,9 +27,9 @@ uint8_t *pw_header_room(struct pw_engine *e, size_t bytes)
   return room;
 }
 
-static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t row, uint8_t tos, size_t size)
+static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t to, size_t size)
 {
-  const uint8_t *nexthop = e->c.nexthops + (size_t)row * PW_NEXTHOP_BYTES;
+  const uint8_t *nexthop = e->c.nexthops + (size_t)PW_TO_ROW(to) * PW_NEXTHOP_BYTES;
   uint16_t name_bytes;
   memcpy(&name_bytes, nexthop + PW_NEXTHOP_SOCKADDR_LENGTH, 2);
   struct msghdr *m = &l->message[l->entries].msg_hdr;
@@ -40,16 +40,16 @@ static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t row, uin
   m->msg_control = NULL;
   m->msg_controllen = 0;
   m->msg_flags = 0;
-  l->entry[l->entries] = (struct pw_entry){.row = row, .size = (uint16_t)size, .tos = tos};
+  l->entry[l->entries] = (struct pw_entry){.to = to, .size = (uint16_t)size};
   l->entries++;
 }
 
 /*
- * Adds the datagram header + payload for next hop `row`, with this outer type of service. Both ranges must stay as they
- * are until the lane is flushed; header may be empty.
+ * Adds the datagram header + payload for the next hop and outer type of service in PW_TO form. Both ranges must stay as
+ * they are until the lane is flushed; header may be empty.
  */
-void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, uint8_t tos, const uint8_t *header,
-                 size_t header_bytes, const uint8_t *payload, size_t payload_bytes)
+void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t to, const uint8_t *header, size_t header_bytes,
+                 const uint8_t *payload, size_t payload_bytes)
 {
   struct pw_lane *l = &e->lane[lane];
   const size_t size = header_bytes + payload_bytes;
@@ -58,11 +58,11 @@ void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t row, uint8_t tos, 
   if (l->iovs + 2 > PW_LANE_IOVS)
     pw_lane_flush(e, lane);
   struct pw_entry *t = l->entries ? &l->entry[l->entries - 1] : NULL;
-  if (!t || t->row != row || t->tos != tos || t->closed || size > t->size || t->segments >= e->c.udp_segments ||
+  if (!t || t->to != to || t->closed || size > t->size || t->segments >= e->c.udp_segments ||
       t->bytes + size > ENTRY_BYTES) {
     if (l->entries == PW_LANE_ENTRIES)
       pw_lane_flush(e, lane);
-    open_entry(e, l, row, tos, size);
+    open_entry(e, l, to, size);
     t = &l->entry[l->entries - 1];
   }
   struct msghdr *m = &l->message[l->entries - 1].msg_hdr;
@@ -86,8 +86,8 @@ static void attach_control(struct pw_lane *l, unsigned i, bool cut)
   struct cmsghdr *c = &l->control[i].align;
   m->msg_control = c;
   m->msg_controllen = 0;
-  if (l->entry[i].tos) {
-    const int tos = l->entry[i].tos;
+  const int tos = PW_TO_TOS(l->entry[i].to);
+  if (tos) {
     const bool v4 = m->msg_namelen == sizeof(struct sockaddr_in);
     c->cmsg_level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
     c->cmsg_type = v4 ? IP_TOS : IPV6_TCLASS;
@@ -110,8 +110,8 @@ static void count_sent(struct pw_engine *e, const struct pw_entry *t, unsigned s
   bytes -= (double)e->encap_bytes * segments;
   pw_count(e, PW_C_egressPackets, segments);
   pw_count(e, PW_C_egressBytes, bytes);
-  if (t->row < e->c.peer_count) {
-    double *peer = e->c.peers + (size_t)t->row * PW_PEER_WORDS;
+  if (PW_TO_ROW(t->to) < e->c.peer_count) {
+    double *peer = e->c.peers + (size_t)PW_TO_ROW(t->to) * PW_PEER_WORDS;
     peer[0] += segments;
     peer[1] += bytes;
   }
@@ -172,7 +172,7 @@ static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned
     if (n == 1)
       count_sent(e, t, 1, (double)bytes);
     else
-      count_refused(e, t->row, n, 1);
+      count_refused(e, PW_TO_ROW(t->to), n, 1);
   }
 }
 
@@ -193,7 +193,7 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane)
   if (!refused)
     e->udp_backoff_until = 0;
   for (unsigned i = 0; i < l->entries; i++) {
-    if (l->entry[i].tos || (l->entry[i].segments > 1 && !refused))
+    if (PW_TO_TOS(l->entry[i].to) || (l->entry[i].segments > 1 && !refused))
       attach_control(l, i, l->entry[i].segments > 1 && !refused);
   }
   pw_count(e, PW_C_sendEntries, l->entries);
@@ -222,7 +222,7 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane)
         note_device_refusal(e);
       send_singly(e, fd, l, i);
     } else {
-      count_refused(e, l->entry[i].row, n, l->entry[i].segments);
+      count_refused(e, PW_TO_ROW(l->entry[i].to), n, l->entry[i].segments);
     }
     i++;
   }

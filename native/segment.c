@@ -16,24 +16,27 @@
 /* Where segments go. */
 struct way {
   unsigned lane;
-  uint32_t row;      /* next hop, or host id of the sender when to_tun */
+  uint32_t to;       /* PW_TO; host id of the sender when to_tun */
   unsigned prefix;   /* bytes right in front of every header that belong to the datagram */
-  uint8_t tos;       /* outer */
   bool to_tun;       /* written to the TUN at once: a superpacket from the underlay that the TUN does not take */
 };
 
-/* A segment leaves: header with `prefix` bytes before it, then payload. */
-static void put_segment(struct pw_engine *e, const struct way *w, uint8_t *header, unsigned header_bytes,
-                        const uint8_t *payload, size_t payload_bytes)
+/*
+ * A segment leaves: header with `prefix` bytes before it, then payload. Inlined with constants, as what it is part of, so
+ * that bare packets do not pay for the other formats.
+ */
+static inline __attribute__((always_inline)) void put_segment(struct pw_engine *e, const struct way *w, unsigned prefix,
+                                                              bool to_tun, uint8_t *header, unsigned header_bytes,
+                                                              const uint8_t *payload, size_t payload_bytes)
 {
-  if (!w->to_tun) {
-    pw_lane_add(e, w->lane, w->row, w->tos, header - w->prefix, header_bytes + w->prefix, payload, payload_bytes);
+  if (!to_tun) {
+    pw_lane_add(e, w->lane, w->to, header - prefix, header_bytes + prefix, payload, payload_bytes);
     return;
   }
   struct pw_virtio_header h = {0};
   struct iovec iov[3] = {{&h, e->c.virtio_bytes}, {header, header_bytes}, {(void *)(uintptr_t)payload, payload_bytes}};
   const bool plain = !e->c.virtio_bytes;
-  pw_tun_deliver(e, iov + plain, 3 - plain, w->row, header_bytes + payload_bytes);
+  pw_tun_deliver(e, iov + plain, 3 - plain, w->to, header_bytes + payload_bytes);
 }
 
 /* Later fragments carry only the options whose copied bit is set (RFC 791 3.1); the others become no-operations. */
@@ -61,13 +64,13 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
                           unsigned ip_bytes, const uint8_t *payload, size_t payload_bytes, unsigned mtu)
 {
   if (header_bytes + payload_bytes <= mtu) { /* a superpacket's last segment may fit */
-    put_segment(e, w, header, header_bytes, payload, payload_bytes);
+    put_segment(e, w, w->prefix, w->to_tun, header, header_bytes, payload, payload_bytes);
     return;
   }
   if (mtu < ip_bytes + 8 + (header_bytes - ip_bytes)) {
     pw_count(e, PW_C_dropTooBig, 1);
-    if (w->row < e->c.peer_count)
-      e->c.peers[(size_t)w->row * PW_PEER_WORDS + PW_PEER_TX_DROPS] += 1;
+    if (PW_TO_ROW(w->to) < e->c.peer_count)
+      e->c.peers[(size_t)PW_TO_ROW(w->to) * PW_PEER_WORDS + PW_PEER_TX_DROPS] += 1;
     return;
   }
   uint8_t original[PW_VXLAN_BYTES + PW_HEADER_MAX + 1]; /* the header may lie in the arena that making room can empty */
@@ -90,7 +93,7 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
     pw_put16(h + 6, (last && !more_follow ? 0 : 0x2000) | ((first + position / 8) & 0x1fff));
     pw_put16(h + 10, 0);
     pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip_bytes)));
-    put_segment(e, w, h, ip_bytes + l4, payload, slice);
+    put_segment(e, w, w->prefix, w->to_tun, h, ip_bytes + l4, payload, slice);
     pw_count(e, PW_C_fragmentsSent, 1);
     position += (unsigned)(l4 + slice);
     payload += slice;
@@ -99,8 +102,10 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
   } while (payload_bytes);
 }
 
-static void segment_superpacket(struct pw_engine *e, const struct way *w, const uint8_t *p, size_t n, unsigned header,
-                                unsigned gso, bool tcp, unsigned fragment_mtu)
+static inline __attribute__((always_inline)) void segment_superpacket(struct pw_engine *e, const struct way *w,
+                                                                      unsigned prefix, bool to_tun, const uint8_t *p,
+                                                                      size_t n, unsigned header, unsigned gso, bool tcp,
+                                                                      unsigned fragment_mtu)
 {
   struct pw_ip ip;
   if (pw_parse_ip(p, n, &ip))
@@ -110,8 +115,8 @@ static void segment_superpacket(struct pw_engine *e, const struct way *w, const 
   const unsigned sum_at = l4 + (tcp ? 16 : 6);
   /* what is equal in all segments is summed once: the header with the words that differ set to zero */
   uint8_t whole[PW_VXLAN_BYTES + PW_HEADER_MAX + 1], tun_header[PW_HEADER_MAX + 1];
-  uint8_t *base = whole + w->prefix;
-  memcpy(whole, p - w->prefix, w->prefix + header);
+  uint8_t *base = whole + prefix;
+  memcpy(whole, p - prefix, prefix + header);
   uint32_t sequence = 0;
   uint8_t flags = 0;
   unsigned id = 0;
@@ -134,8 +139,8 @@ static void segment_superpacket(struct pw_engine *e, const struct way *w, const 
   for (size_t at = header; at < n; at += gso) {
     const size_t slice = n - at < gso ? n - at : gso;
     const bool first = at == header, last = at + slice == n;
-    uint8_t *h = w->to_tun ? tun_header : pw_header_room(e, w->prefix + header) + w->prefix;
-    memcpy(h - w->prefix, whole, w->prefix + header);
+    uint8_t *h = to_tun ? tun_header : pw_header_room(e, prefix + header) + prefix;
+    memcpy(h - prefix, whole, prefix + header);
     const unsigned l4_length = (unsigned)(l4_bytes + slice);
     if (v4) {
       const unsigned length = l4 + l4_length;
@@ -167,7 +172,7 @@ static void segment_superpacket(struct pw_engine *e, const struct way *w, const 
     if (fragment_mtu)
       add_fragments(e, w, h, header, l4, p + at, slice, fragment_mtu);
     else
-      put_segment(e, w, h, header, p + at, slice);
+      put_segment(e, w, prefix, to_tun, h, header, p + at, slice);
   }
 }
 
@@ -178,10 +183,10 @@ static void segment_superpacket(struct pw_engine *e, const struct way *w, const 
 unsigned pw_segment_to_tun(struct pw_engine *e, uint32_t host, const uint8_t *p, size_t n, unsigned header, unsigned gso)
 {
   struct pw_ip ip;
-  const struct way w = {.row = host, .to_tun = true};
+  const struct way w = {.to = host, .to_tun = true};
   if (pw_parse_ip(p, n, &ip) || header >= n || header > PW_HEADER_MAX || !gso)
     return 0;
-  segment_superpacket(e, &w, p, n, header, gso, ip.protocol == IPPROTO_TCP, 0);
+  segment_superpacket(e, &w, 0, true, p, n, header, gso, ip.protocol == IPPROTO_TCP, 0);
   return (unsigned)((n - header + gso - 1) / gso);
 }
 
@@ -197,15 +202,19 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
   if (offset > e->c.tun_bytes || length > e->c.tun_bytes - offset || length < 20 || offset < e->encap_bytes)
     return;
   uint8_t *p = e->c.tun_arena + offset;
-  struct way w = {.lane = (uint32_t)r[PW_E_HASH] % e->c.send_count, .row = row, .prefix = e->encap_bytes};
+  struct way w = {.lane = (uint32_t)r[PW_E_HASH] % e->c.send_count, .to = row, .prefix = e->encap_bytes};
   if (w.prefix) {
-    w.tos = pw_ecn_out(p);
+    w.to = PW_TO(row, pw_ecn_out(p));
     pw_vxlan_put(e, row, p - w.prefix, p[0] >> 4 == 6); /* into the headroom, whose virtio header is used up */
   }
   const unsigned mtu = verdict & PW_V_FRAGMENT ? (uint32_t)r[PW_E_SEGMENTS] : 0;
   if (r[PW_E_GSO]) {
-    segment_superpacket(e, &w, p, length, (unsigned)r[PW_E_HEADER], (unsigned)r[PW_E_GSO], r[PW_E_FLAGS] & PW_EF_TCP,
-                        mtu);
+    const unsigned header = (unsigned)r[PW_E_HEADER], gso = (unsigned)r[PW_E_GSO];
+    const bool tcp = r[PW_E_FLAGS] & PW_EF_TCP;
+    if (w.prefix)
+      segment_superpacket(e, &w, PW_VXLAN_BYTES, false, p, length, header, gso, tcp, mtu);
+    else
+      segment_superpacket(e, &w, 0, false, p, length, header, gso, tcp, mtu);
   } else if (mtu) {
     struct pw_ip ip;
     if (pw_parse_ip(p, length, &ip) || ip.family != 4) {
@@ -215,7 +224,7 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
     /* without the padding that may follow: in a fragment it would become payload */
     add_fragments(e, &w, p, ip.l4, ip.l4, p + ip.l4, ip.length - ip.l4, mtu);
   } else {
-    pw_lane_add(e, w.lane, row, w.tos, NULL, 0, p - w.prefix, length + w.prefix);
+    pw_lane_add(e, w.lane, w.to, NULL, 0, p - w.prefix, length + w.prefix);
   }
   pw_count(e, PW_C_egressSuperpackets, 1);
 }

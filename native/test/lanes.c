@@ -32,7 +32,7 @@ static void add(unsigned lane, uint32_t row, size_t header, size_t payload)
   uint8_t *p = payloads + used;
   used += header + payload;
   random_bytes(p, header + payload);
-  pw_lane_add(engine, lane, row, 0, p, header, p + header, payload);
+  pw_lane_add(engine, lane, row, p, header, p + header, payload);
   packets_add(&wanted, p, header + payload, row | lane << 16);
 }
 
@@ -172,7 +172,7 @@ static void header_arena(void)
     const unsigned lane = i / 200 % 8, bytes = between(40, 120);
     uint8_t *header = pw_header_room(engine, bytes);
     random_bytes(header, bytes);
-    pw_lane_add(engine, lane, 3, 0, header, bytes, header, 0);
+    pw_lane_add(engine, lane, 3, header, bytes, header, 0);
     packets_add(&wanted, header, bytes, 3 | lane << 16);
   }
   pw_lanes_flush(engine);
