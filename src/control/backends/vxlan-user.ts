@@ -47,12 +47,12 @@ export class UserVxlanBackend implements Backend {
   readonly type = 'vxlan';
   readonly closed: Promise<void>;
   readonly attributes: LeaseAttributes;
-  readonly ownAddresses: readonly Address[];
   readonly mtu: number;
   readonly #options: BackendOptions;
   readonly #config: VxlanConfig;
   readonly #legs: readonly Leg[];
-  readonly #hostAddresses: readonly Address[];
+  #hostAddresses: readonly Address[];
+  #subnets: readonly Prefix[] = [];
   readonly #macs: ReadonlyMap<Family, MacAddress>;
   readonly #networks: readonly Prefix[];
   readonly #paths: KernelPaths;
@@ -75,8 +75,6 @@ export class UserVxlanBackend implements Backend {
     this.#networks = networksOf(network);
     this.#macs = new Map(legs.map(({ family, mac }) => [family, mac]));
     this.attributes = vxlanAttributes(underlay, config, this.#macs);
-    const { publicIp, publicIpv6 } = underlay;
-    this.ownAddresses = [...[publicIp, publicIpv6].filter((address) => address !== undefined), ...host.own];
     this.mtu = podMtu(legs);
     this.closed = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.closed.catch(() => undefined);
@@ -136,6 +134,11 @@ export class UserVxlanBackend implements Backend {
     }
   }
 
+  get ownAddresses(): readonly Address[] {
+    const { publicIp, publicIpv6 } = this.#options.underlay;
+    return [publicIp, publicIpv6, ...this.#hostAddresses].filter((address) => address !== undefined);
+  }
+
   get dataplane(): Dataplane | undefined {
     return this.#legs[0]?.dataplane;
   }
@@ -163,7 +166,7 @@ export class UserVxlanBackend implements Backend {
       for (const { device } of handedOver) await this.#removeDevice(device);
       await this.#openLegs();
     }
-    for (const { dataplane } of this.#legs) dataplane?.setLocal(subnetsOf(lease), this.#hostAddresses);
+    this.#setLocal(subnetsOf(lease));
     await this.#paths.setBase(this.#base([lease]));
     if (handedOver.length > 0) {
       const tookMs = Math.round(performance.now() - startedAt);
@@ -218,6 +221,12 @@ export class UserVxlanBackend implements Backend {
     this.#paths.complete();
   }
 
+  async hostChanged(): Promise<void> {
+    this.#hostAddresses = await listOwnAddresses(this.#options.runner);
+    this.#setLocal(this.#subnets);
+    for (const { dataplane } of this.#legs) dataplane?.refreshPathMtu();
+  }
+
   /** Stops the workers and closes the TUNs; addresses and the networks' routes go with them, direct routes stay. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
@@ -245,6 +254,7 @@ export class UserVxlanBackend implements Backend {
   }
 
   #setLocal(subnets: readonly Prefix[]): void {
+    this.#subnets = subnets;
     for (const { dataplane } of this.#legs) dataplane?.setLocal(subnets, this.#hostAddresses);
   }
 

@@ -29,6 +29,7 @@ export class FakeDataplane {
       capabilities: {},
       routes,
       closed,
+      refreshPathMtu: () => this.events.push('refresh'),
       setLocal: (local: readonly unknown[]) => this.events.push(`local ${local.join(' ')}`),
       stats: () => ({ totals: {}, workers: [], peers: [], routes: this.table.size }),
       close: async () => void this.events.push('close'),

@@ -364,6 +364,76 @@ describe('the own lease', () => {
   });
 });
 
+describe('the host', () => {
+  test('a new address of it is known to the data plane, and no peer may have it', async () => {
+    const monitor = new QuietMonitor();
+    const devices = [link('eth0', 2, ['192.168.1.5'])];
+    server.put('10.42.204.0-24', peer('172.18.0.1'));
+    const { overlay } = await attempt({ seams: { monitor }, host: { '-j address show': () => devices } });
+    await until(() => dataplane.table.size === 1, { what: 'the route' });
+    dataplane.events.length = 0;
+    devices.push(link('docker1', 4, ['172.18.0.1']));
+    monitor.say({ addresses: new Set(['docker1']) });
+    await until(() => dataplane.table.size === 0, { what: 'the route to go' });
+    expect(overlay.status().leases[0]).toMatchObject({ state: 'refused' });
+    expect(dataplane.events).toEqual([`local ${overlay.lease.subnet.toString()}`, 'refresh']);
+  });
+
+  test('another underlay address: data plane, lease and subnet file follow, the subnet stays', async () => {
+    const monitor = new QuietMonitor();
+    let address = '192.168.1.5';
+    const { overlay } = await attempt({
+      seams: { monitor },
+      host: {
+        '-j -d address show': () => [
+          link('lo', 1, []),
+          link('eth0', 2, [address], { mtu: address.endsWith('5') ? 1500 : 1400 }),
+        ],
+      },
+    });
+    const { subnet } = overlay.lease;
+    const before = stored();
+    server.put('10.42.201.0-24', peer('192.168.1.21'));
+    await until(() => dataplane.table.size === 1, { what: 'the route' });
+    dataplane.events.length = 0;
+    dataplane.table.clear();
+    address = '192.168.1.6';
+    monitor.say({ addresses: new Set(['eth0']) });
+    await until(() => overlay.lease.attributes.publicIp.toString() === '192.168.1.6', { what: 'the lease' });
+    expect(dataplane.events).toEqual(['close', 'open', `local ${subnet.toString()}`]);
+    expect(String(dataplane.options?.bind.address)).toBe('192.168.1.6');
+    expect(dataplane.options).toMatchObject({ underlayMtu: 1400, device: 'flannel7' });
+    expect([...dataplane.table.keys()]).toEqual(['10.42.201.0/24']);
+    expect(stored()).toEqual([...before, '10.42.201.0-24'].sort());
+    expect(overlay.status()).toMatchObject({ host: { reopened: 1, problems: [] }, leaseHeld: true });
+    expect(messages('warn')).toEqual([
+      'the underlay has changed, following it: mtu 1500 -> 1400, address 192.168.1.5 -> 192.168.1.6, publicIp 192.168.1.5 -> 192.168.1.6',
+      'the data plane is open again',
+    ]);
+  });
+
+  test('a TUN that is removed is opened again', async () => {
+    const { overlay } = await attempt();
+    dataplane.events.length = 0;
+    dataplane.fail(new PodwireError('DEVICE', 'the TUN device was removed'));
+    await until(() => overlay.status().host.reopened === 1, { what: 'the new one' });
+    expect(dataplane.events).toEqual(['close', 'open', `local ${overlay.lease.subnet.toString()}`]);
+  });
+
+  test('the guard keeps the device, and nothing any more after the end', async () => {
+    const guard = new QuietGuard();
+    const monitor = new QuietMonitor();
+    const { overlay } = await attempt({ seams: { guard, monitor } });
+    expect(guard.parts.get('device')).toMatchObject({
+      links: [{ device: 'flannel7', up: true, mtu: 1472 }],
+      switches: [{ path: 'net/ipv6/conf/flannel7/disable_ipv6', value: '1' }],
+    });
+    expect(guard.parts.get('device')?.routes?.map(({ destination }) => String(destination))).toEqual(['10.42.0.0/16']);
+    await overlay.close();
+    expect([guard.closed, monitor.closed, [...guard.parts.keys()]]).toEqual([true, true, []]);
+  });
+});
+
 describe('close', () => {
   test('keeps the lease and the subnet file; twice is fine', async () => {
     const { overlay } = await attempt();
