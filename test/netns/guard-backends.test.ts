@@ -9,28 +9,28 @@ interface Row {
   readonly name: string;
   readonly backend: object;
   readonly more?: object;
-  /** Absent: the backend has none of its own. */
-  readonly device?: string;
-  /** The device is our TUN: it is back with a new data plane, not by a repair. */
-  readonly isTun?: boolean;
+  /** What somebody does to it, as an `ip` command. */
+  readonly damage: string;
+  /** How it is put right: a repair of that kind, or a new data plane. */
+  readonly by: 'link' | 'route' | 'reopening';
 }
 
 const DUAL = { EnableIPv6: true, IPv6Network: 'fd42::/48' };
 const ROWS: readonly Row[] = [
-  { name: 'udp', backend: { Type: 'udp' }, device: 'flannel0', isTun: true },
+  { name: 'udp', backend: { Type: 'udp' }, damage: 'link del flannel0', by: 'reopening' },
   {
     name: 'vxlan in user space, dual stack',
     backend: { Type: 'vxlan', Mode: 'user' },
     more: DUAL,
-    device: 'flannel.1',
-    isTun: true,
+    damage: 'link del flannel.1',
+    by: 'reopening',
   },
-  { name: 'vxlan by the kernel', backend: { Type: 'vxlan', Mode: 'kernel' }, device: 'flannel.1' },
-  { name: 'host-gw', backend: { Type: 'host-gw' } },
+  { name: 'vxlan by the kernel', backend: { Type: 'vxlan', Mode: 'kernel' }, damage: 'link del flannel.1', by: 'link' },
+  { name: 'host-gw', backend: { Type: 'host-gw' }, damage: 'route flush proto 111', by: 'route' },
 ];
 
 /** Every backend follows what happens to its host, and loses neither lease nor subnet. */
-describe.skipIf(missing(NEEDS)).each(ROWS)('the host under $name', ({ backend, more, device, isTun }) => {
+describe.skipIf(missing(NEEDS)).each(ROWS)('the host under $name', ({ backend, more, damage, by }) => {
   let bed: BackendBed;
   let agents: readonly Process[];
   let subnets: readonly string[];
@@ -46,15 +46,15 @@ describe.skipIf(missing(NEEDS)).each(ROWS)('the host under $name', ({ backend, m
 
   afterAll(() => bed[Symbol.asyncDispose]());
 
-  test.skipIf(device === undefined)('its device is removed: packets pass again', async () => {
+  test(`${damage}: packets pass again`, async () => {
     const lease = await bed.leases();
-    await bed.a.ns.ip('link', 'del', device ?? '');
+    await bed.a.ns.ip(...damage.split(' '));
     await until(
       async () => {
         const { host } = await bed.status(bed.a);
-        return isTun === true ? host.reopened === 1 : (host.driftRepaired['link'] ?? 0) > 0;
+        return by === 'reopening' ? host.reopened === 1 : (host.driftRepaired[by] ?? 0) > 0;
       },
-      { what: 'the device to be made again' },
+      { what: 'the damage to be repaired' },
     );
     await bed.connected();
     expect((await bed.status(bed.a)).host.problems).toEqual([]);
