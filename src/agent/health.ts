@@ -127,11 +127,12 @@ export class Health {
       : `the device ${device} is gone`;
   }
 
-  /** With an engine of ours every pod network has one route to its device. */
+  /** With an engine of ours every pod network has one route to its device; vxlan has one device a family. */
   async #route({ device, dataplane, network }: OverlayStatus): Promise<string | undefined> {
     if (dataplane === undefined) return undefined;
     for (const prefix of networksOf(network)) {
-      if (!(await this.#seams.hasRoute(prefix, device))) return `${prefix.toString()} is not routed to ${device}`;
+      const own = prefix.family === 4 ? device : device.replace(/^flannel\.(?=\d+$)/, 'flannel-v6.');
+      if (!(await this.#seams.hasRoute(prefix, own))) return `${prefix.toString()} is not routed to ${own}`;
     }
     return undefined;
   }

@@ -17,6 +17,7 @@ function host() {
     interfaces: { flannel0: ['10.42.7.0'], eth0: ['192.168.1.5', 'fd00::5'] } as Record<string, string[] | undefined>,
     routes: new Set(['10.42.0.0/16 flannel0', 'fd42::/48 flannel0']),
     engine: true,
+    name: 'flannel0',
     failing: [] as string[],
   };
   const status = (): OverlayStatus | undefined => {
@@ -27,7 +28,7 @@ function host() {
       lease: { subnet: Prefix.parse('10.42.7.0/24'), expiresAt: state.expiresAt },
       leaseHeld: state.leaseHeld,
       host: { failing: state.failing },
-      device: 'flannel0',
+      device: state.name,
       subnetFile: { path: '/run/flannel/subnet.env', written: state.written },
       dataplane: state.engine ? { workers: state.workers.map((worker) => ({ state: worker })) } : undefined,
     } as unknown as OverlayStatus;
@@ -119,6 +120,17 @@ describe('ready', () => {
     state.engine = false;
     state.routes.clear();
     expect((await health.ready()).ok).toBe(true);
+  });
+
+  test('vxlan has a device of its own for IPv6', async () => {
+    const { state, health } = host();
+    state.name = 'flannel.1';
+    state.interfaces['flannel.1'] = ['10.42.7.0'];
+    state.routes = new Set(['10.42.0.0/16 flannel.1', 'fd42::/48 flannel-v6.1']);
+    expect((await health.ready()).ok).toBe(true);
+    state.routes.delete('fd42::/48 flannel-v6.1');
+    health.forget();
+    expect((await health.routes['/readyz']?.(verbose))?.body).toContain('fd42::/48 is not routed to flannel-v6.1');
   });
 
   test('looks once a second at most, however many ask', async () => {
