@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import type { ManualClock } from '../../src/control/clock.js';
 import { EtcdTransport } from '../../src/control/stores/etcd/transport.js';
-import type { KeyValue } from '../../src/control/stores/etcd/protocol.js';
+import type { Compare, KeyValue, RequestOp } from '../../src/control/stores/etcd/protocol.js';
 import { parseEndpoints, TlsFiles, type ConnectionOptions } from '../../src/control/stores/etcd/settings.js';
 
 export class RawEtcd {
@@ -23,9 +23,11 @@ export class RawEtcd {
     });
   }
 
+  /** Conditional on what is there, so that a member that was paused cannot do it a second time later. */
   async put(key: string, value: string, lease = '0'): Promise<void> {
-    const put = { request_put: { key: Buffer.from(key), value: Buffer.from(value), lease } };
-    await this.transport.read('txn', { success: [put] });
+    const wanted = Buffer.from(value);
+    const put = { request_put: { key: Buffer.from(key), value: wanted, lease } };
+    await this.#change(key, [put], (kv) => kv?.lease === lease && kv.value.equals(wanted));
   }
 
   async get(key: string): Promise<KeyValue | undefined> {
@@ -33,7 +35,28 @@ export class RawEtcd {
   }
 
   async delete(key: string): Promise<void> {
-    await this.transport.read('txn', { success: [{ request_delete_range: { key: Buffer.from(key) } }] });
+    await this.#change(key, [{ request_delete_range: { key: Buffer.from(key) } }], (kv) => kv === undefined);
+  }
+
+  /** Deletes a key unless it has changed since `kv` was read. */
+  async deleteIfSame(kv: KeyValue): Promise<void> {
+    const compare: Compare = { key: kv.key, result: 'EQUAL', target: 'MOD', mod_revision: Number(kv.mod_revision) };
+    await this.transport.read('txn', { compare: [compare], success: [{ request_delete_range: { key: kv.key } }] });
+  }
+
+  async #change(
+    key: string,
+    success: readonly RequestOp[],
+    isDone: (kv: KeyValue | undefined) => boolean,
+  ): Promise<void> {
+    for (let kv = await this.get(key); ; kv = await this.get(key)) {
+      const name = { key: Buffer.from(key), result: 'EQUAL' } as const;
+      const compare: Compare = kv
+        ? { ...name, target: 'MOD', mod_revision: Number(kv.mod_revision) }
+        : { ...name, target: 'VERSION', version: 0 };
+      const { succeeded } = await this.transport.read('txn', { compare: [compare], success });
+      if (succeeded || isDone(await this.get(key))) return;
+    }
   }
 
   /** All keys that start with `prefix`. */

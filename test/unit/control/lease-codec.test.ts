@@ -96,3 +96,20 @@ describe('stored value', () => {
     expect(sameAttributes(a, { ...a, publicIpv6: Address.parse('fd00::1') })).toBe(false);
   });
 });
+
+describe('fields that podwire does not know', () => {
+  const value = '{"PublicIP":"1.2.3.4","Rack" : [1, 2],"note":"a","OWNER":"x","rack":{"row":4},"Note":null}';
+
+  it('are kept as written, the last of a name, behind what podwire writes', () => {
+    const { attributes, owner, unknown } = decodeLease(value);
+    expect(owner).toBe('x');
+    expect(encodeLease(attributes, { owner: 'y', unknown })).toBe(
+      '{"PublicIP":"1.2.3.4","PublicIPv6":null,"Owner":"y","rack":{"row":4},"Note":null}',
+    );
+  });
+
+  it('are dropped when there is too much of them, and never take known names', () => {
+    const { attributes, unknown } = decodeLease(`{"PublicIP":"1.2.3.4","publicipv6":null,"Big":"${'x'.repeat(5000)}"}`);
+    expect(encodeLease(attributes, { unknown })).toBe('{"PublicIP":"1.2.3.4","PublicIPv6":null}');
+  });
+});

@@ -37,7 +37,9 @@ export function etcdAdmin(options: EtcdAdminOptions): StoreAdmin {
       call('reserve a subnet', undefined, () => again(() => reserve(options, subnets, attributes))),
     remove: (subnets) => call('remove a lease', undefined, () => again(() => remove(options, subnets))),
     readConfig: (signal) => call('read the network config', signal, (both) => leases.readConfig(both)),
-    writeConfig: (json) => call('write the network config', undefined, () => writeConfig(options, json)),
+    writeConfig: async (json) => {
+      await call('write the network config', undefined, () => again(() => writeConfig(options, json)));
+    },
   };
 }
 
@@ -46,7 +48,7 @@ async function again<T>(run: () => Promise<T | undefined>): Promise<T> {
   for (let attempt = 1; ; attempt++) {
     const result = await run();
     if (result !== undefined) return result;
-    if (attempt >= ATTEMPTS) throw new EtcdFault('unable', 'etcd', 'the lease is being changed by others all the time');
+    if (attempt >= ATTEMPTS) throw new EtcdFault('unable', 'etcd', 'others are changing it all the time');
   }
 }
 
@@ -146,7 +148,14 @@ async function remove(options: EtcdAdminOptions, subnets: LeaseSubnets): Promise
   return true;
 }
 
-async function writeConfig({ transport, keys }: EtcdAdminOptions, json: string): Promise<void> {
+async function writeConfig({ transport, keys }: EtcdAdminOptions, json: string): Promise<true | undefined> {
   parseNetworkConfig(json);
-  await transport.read('txn', { success: [put(keys.config, Buffer.from(json), undefined)] });
+  const { kvs } = await transport.read('range', { key: keys.config });
+  const [kv] = kvs;
+  // Conditional, so that a write that is done late cannot undo a newer one.
+  const { succeeded } = await transport.write('txn', {
+    compare: [kv ? unchanged(kv) : { key: keys.config, result: 'EQUAL', target: 'VERSION', version: 0 }],
+    success: [put(keys.config, Buffer.from(json), undefined)],
+  });
+  return succeeded || undefined;
 }

@@ -8,7 +8,10 @@
  *   family can differ from the config's, either of which confuses or kills flanneld peers;
  * - a lease is *prolonged*, as flanneld does it, by binding the key to a fresh etcd lease, but only while the key is
  *   what was read. The etcd lease it had before is revoked once nothing is bound to it.
- * A condition that fails, or a write whose answer is lost, is followed by reading again and deciding anew.
+ *
+ * A condition that fails, or a write whose answer is lost, is followed by reading again and deciding anew. A write
+ * without an answer may still be done at any time; its etcd lease is revoked only once a later write has succeeded,
+ * which either has made it impossible or has made what it writes superfluous.
  */
 import { randomBytes } from 'node:crypto';
 import { PodwireError } from '../../../errors.js';
@@ -105,6 +108,7 @@ export class EtcdLeases {
     const ttlMs = request.ttlMs ?? this.#options.ttlMs;
     const backoff = new Backoff({ minMs: 10, maxMs: 1000 }, this.#options.random);
     const giveUpMs = systemClock.monotonic() + ACQUIRE_PATIENCE_MS;
+    const doubtful: string[] = [];
     let failures = 0;
     let grant: Grant | undefined;
     /** Takes back what our last write would have made of the table, had it been done. */
@@ -120,7 +124,10 @@ export class EtcdLeases {
         for (const lease of plan.conflicts) table.conflict(lease);
         const isReservation = plan.own !== undefined && plan.own.expiresAt === undefined;
         try {
-          if (grant && performance.now() - grant.grantedMs > GRANT_LIFE_MS) grant = this.#abandon(grant);
+          if (grant && performance.now() - grant.grantedMs > GRANT_LIFE_MS) {
+            this.#revoke(grant.id);
+            grant = undefined;
+          }
           if (!isReservation) grant ??= await this.#grant(ttlMs, signal);
           const bound = isReservation ? undefined : grant;
           const lease = leaseFrom(plan, request, bound?.expiresAt);
@@ -128,13 +135,15 @@ export class EtcdLeases {
           if (await this.#take(snapshot, plan, lease, bound, mayOverlap(config, view.held(request)))) {
             undo = undefined;
             if (bound) grant = undefined;
+            for (const id of doubtful) this.#revoke(id);
             return lease;
           }
           failures = 0;
         } catch (error) {
           // Whether it was done is seen at the next look.
           if (!(error instanceof EtcdFault) || !(error.isTransient || error.kind === 'no-lease')) throw error;
-          if (grant) grant = this.#abandon(grant);
+          if (grant) doubtful.push(grant.id);
+          grant = undefined;
           if (++failures >= WRITE_FAILURES) throw error;
         }
         if (systemClock.monotonic() >= giveUpMs) {
@@ -147,7 +156,7 @@ export class EtcdLeases {
       }
     } finally {
       undo?.();
-      if (grant) this.#abandon(grant);
+      if (grant) this.#revoke(grant.id);
     }
   }
 
@@ -158,6 +167,7 @@ export class EtcdLeases {
     const name = table.nameOf(lease);
     const key = keys.keyOf(name);
     const backoff = new Backoff({ minMs: 10, maxMs: 500 }, this.#options.random);
+    const doubtful: string[] = [];
     for (let failures = 0; ;) {
       const { header, responses } = await transport.read(
         'txn',
@@ -189,18 +199,19 @@ export class EtcdLeases {
         if (done.succeeded) {
           undo = undefined;
           this.#wrote(key, value, grant, done.header);
-          grant = undefined;
           table.settle(name, renewed);
           this.revokeUnused(kv.lease);
+          for (const id of doubtful) this.#revoke(id);
           return renewed;
         }
+        if (grant) this.#revoke(grant.id);
       } catch (error) {
         // Whether it was done is seen at the next look.
         if (!(error instanceof EtcdFault) || !(error.isTransient || error.kind === 'no-lease')) throw error;
+        if (grant) doubtful.push(grant.id);
         if (++failures >= WRITE_FAILURES) throw error;
       } finally {
         undo?.();
-        if (grant) this.#abandon(grant);
       }
       await pause(systemClock, backoff.nextMs(), signal);
     }
@@ -249,8 +260,9 @@ export class EtcdLeases {
     }
   }
 
-  #abandon(grant: Grant): undefined {
-    this.revokeUnused(grant.id);
+  /** Ends an etcd lease that we granted and that nothing of ours needs. */
+  #revoke(id: string): void {
+    this.#options.transport.read('leaseRevoke', { ID: id }).catch(() => undefined);
   }
 
   /**
