@@ -183,6 +183,21 @@ static napi_value udp_open(napi_env env, napi_callback_info info)
   return integer(env, pw_udp_open((struct sockaddr *)&s, n, &o));
 }
 
+/* ipipOpen(addressBytes, bufferBytes) -> fd | -errno */
+static napi_value ipip_open(napi_env env, napi_callback_info info)
+{
+  ARGS(2)
+  void *address;
+  size_t bytes;
+  int buffer;
+  struct sockaddr_storage s;
+  if (!get_bytes(env, argv[0], &address, &bytes) || !get_int(env, argv[1], &buffer))
+    return NULL;
+  if (buffer < 0 || make_sockaddr(&s, address, bytes, 0) != sizeof(struct sockaddr_in))
+    return integer(env, -EINVAL);
+  return integer(env, pw_ipip_open((struct sockaddr_in *)&s, (unsigned)buffer));
+}
+
 /* icmpOpen(family) -> fd | -errno */
 static napi_value icmp_open(napi_env env, napi_callback_info info)
 {
@@ -359,13 +374,19 @@ static bool read_lanes(napi_env env, napi_value config, struct pw_config *c)
   return true;
 }
 
-/* vtep: absent without VXLAN, else what a frame for us begins with */
-static bool read_vxlan(napi_env env, napi_value config, struct pw_config *c)
+/* rawIp: IP in IP; vtep: absent without VXLAN, else what a frame for us begins with */
+static bool read_encapsulation(napi_env env, napi_value config, struct pw_config *c)
 {
   void *vtep;
   size_t bytes;
   int inner_mtu;
   napi_valuetype type = napi_undefined;
+  c->raw_ip = get_bool(env, property(env, config, "rawIp"));
+  if (c->raw_ip) {
+    if (!property_int(env, config, "innerMtu", &inner_mtu))
+      return false;
+    c->inner_mtu = inner_mtu > 0 ? (unsigned)inner_mtu : 0;
+  }
   napi_typeof(env, property(env, config, "vtep"), &type);
   if (type == napi_undefined)
     return true;
@@ -393,7 +414,7 @@ static napi_value engine_create(napi_env env, napi_callback_info info)
       !property_int(env, o, "wakeFd", &c.wake_fd) || !property_int(env, o, "icmp4Fd", &c.icmp4_fd) ||
       !property_int(env, o, "icmp6Fd", &c.icmp6_fd) || !property_int(env, o, "virtioBytes", &virtio) ||
       !property_int(env, o, "udpSegments", &segments) || !property_int(env, o, "spin", &spin) ||
-      !property_int(env, o, "spinNs", &spin_ns) || !read_lanes(env, o, &c) || !read_vxlan(env, o, &c) ||
+      !property_int(env, o, "spinNs", &spin_ns) || !read_lanes(env, o, &c) || !read_encapsulation(env, o, &c) ||
       !get_bytes(env, property(env, o, "meta"), &meta, &meta_bytes) ||
       !get_bytes(env, property(env, o, "counters"), &counters, &counter_bytes) ||
       !get_bytes(env, property(env, o, "peers"), &peers, &peer_bytes) ||
@@ -490,6 +511,7 @@ NAPI_MODULE_INIT()
   } functions[] = {
       {"tunOpen", tun_open},         {"tunAttach", tun_attach},   {"tunQueueLength", tun_queue_length},
       {"udpOpen", udp_open},         {"icmpOpen", icmp_open},     {"eventOpen", event_open},
+      {"ipipOpen", ipip_open},
       {"eventSignal", event_signal}, {"closeFd", close_fd},       {"socketDrops", socket_drops},
       {"linkRead", link_read},       {"checksum", checksum},      {"probeUdpSegments", probe_udp_segments},
       {"notify", notify},            {"probeAsk", probe_ask},     {"noop", noop},

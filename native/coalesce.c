@@ -124,9 +124,10 @@ static __attribute__((noinline)) unsigned segments_of_whole(const struct pw_engi
 
 /*
  * Takes the inner packet of n bytes at offset of the UDP arena into the tables; header, when the caller knows it joins
- * nothing, is not needed. Returns 0 or -ENOSPC when a table is full.
+ * nothing, is not needed. With `unfinished` a kernel's device may have left the L4 checksum partial. Returns 0 or -ENOSPC when
+ * a table is full.
  */
-static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e, const bool vxlan, unsigned message,
+static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e, const bool unfinished, unsigned message,
                                                              uint32_t offset, size_t n, int32_t flags)
 {
   if (e->segments >= PW_SEGMENT_TABLE || e->ingress_rows >= PW_MAX_INGRESS)
@@ -134,7 +135,7 @@ static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e
   const uint8_t *p = e->c.udp_arena + offset;
   struct pw_ip ip;
   const bool parsed = !(flags & PW_IF_TRUNCATED) && !pw_parse_ip(p, n, &ip);
-  const bool partial = vxlan && parsed && pw_checksum_is_partial(p, &ip);
+  const bool partial = unfinished && parsed && pw_checksum_is_partial(p, &ip);
   unsigned header = 0, whole = partial ? segments_of_whole(e, p, &ip, message, &header) : 0;
   if (!whole)
     header = parsed ? joinable_header(e, p, &ip) : 0;
@@ -189,8 +190,29 @@ static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e
   return 0;
 }
 
-/* pw_coalesce, inlined once for each wire format, so that bare packets do not pay for frames. */
-static inline __attribute__((always_inline)) int coalesce(struct pw_engine *e, const bool vxlan)
+/*
+ * IP in IP (RFC 2003): a message is one outer packet, header included, or the superpacket that GRO made of several; the
+ * inner packet's checksum is partial then and its segments' size is not told (kernel-facts, raw sockets behind GRO).
+ */
+static int take_ip_in_ip(struct pw_engine *e, unsigned message, size_t length, bool cut)
+{
+  const uint32_t at = (uint32_t)(message * PW_UDP_SLOT);
+  uint8_t *p = e->c.udp_arena + at;
+  const unsigned header = (p[0] & 15) * 4u;
+  if (length < 20 || header < 20 || length < header + 20) {
+    pw_count(e, PW_C_dropShort, 1);
+    return 0;
+  }
+  const uint8_t tos = p[1];
+  if ((tos & 3) && !pw_ecn_in(p + header, tos)) {
+    pw_count(e, PW_C_dropEcnMark, 1);
+    return 0;
+  }
+  return take_packet(e, true, message, at + header, length - header, cut ? PW_IF_TRUNCATED : 0);
+}
+
+/* pw_coalesce, inlined once for each wire format, so that bare packets do not pay for the others. */
+static inline __attribute__((always_inline)) int coalesce(struct pw_engine *e, const bool vxlan, const bool raw_ip)
 {
   e->segments = 1;
   e->ingress_rows = 0;
@@ -204,6 +226,11 @@ static inline __attribute__((always_inline)) int coalesce(struct pw_engine *e, c
     const bool cut = e->receive[m].msg_hdr.msg_flags & MSG_TRUNC;
     if (length == 0) {
       pw_count(e, PW_C_dropShort, 1); /* an empty datagram: flanneld ignores those too */
+      continue;
+    }
+    if (raw_ip) {
+      if (take_ip_in_ip(e, m, length, cut))
+        return (int)e->ingress_rows;
       continue;
     }
     while (e->parse_offset < length) {
@@ -231,5 +258,7 @@ static inline __attribute__((always_inline)) int coalesce(struct pw_engine *e, c
 /* Turns received messages into ingress rows, going on where a full table stopped it. Returns the rows filled. */
 int pw_coalesce(struct pw_engine *e)
 {
-  return e->encap_bytes ? coalesce(e, true) : coalesce(e, false);
+  if (e->c.raw_ip)
+    return coalesce(e, false, true);
+  return e->encap_bytes ? coalesce(e, true, false) : coalesce(e, false, false);
 }

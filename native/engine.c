@@ -22,7 +22,9 @@ static bool config_holds(const struct pw_config *c)
     return false;
   if (c->tun_bytes > INT32_MAX || c->udp_bytes > INT32_MAX || c->udp_segments > PW_MAX_SEGMENTS)
     return false;
-  if (c->vxlan && (c->inner_mtu < 68 || c->inner_mtu > PW_IP_MAX))
+  if (c->vxlan && c->raw_ip)
+    return false;
+  if ((c->vxlan || c->raw_ip) && (c->inner_mtu < 68 || c->inner_mtu > PW_IP_MAX))
     return false;
   return c->reply_arena && c->nexthops && c->nexthop_count && c->peers;
 }
@@ -35,6 +37,7 @@ int pw_engine_create(const struct pw_config *c, struct pw_engine **out)
   if (!e)
     return -ENOMEM;
   e->c = *c;
+  e->marks = c->vxlan || c->raw_ip;
   e->encap_bytes = c->vxlan ? PW_VXLAN_BYTES : 0;
   e->cut_mtu = c->inner_mtu < PW_CUT_MTU ? c->inner_mtu : PW_CUT_MTU;
   e->tun_headroom = c->vxlan ? PW_TUN_HEADROOM_VXLAN : PW_TUN_HEADROOM;

@@ -84,7 +84,9 @@ struct pw_config {
   bool batch_calls;      /* sendmmsg/recvmmsg; false: one call per datagram and packet */
   bool vxlan;            /* VXLAN frames in the datagrams; false: the bare inner packet (flannel's udp) */
   uint8_t vtep[PW_VTEP_BYTES]; /* with vxlan: what a frame for us begins with, VXLAN header and our own MAC */
-  unsigned inner_mtu;    /* with vxlan: of the TUN; a TCP packet above it is a superpacket that a kernel left uncut */
+  bool raw_ip;           /* the sockets are raw IPv4 ones of protocol 4 (IP in IP, RFC 2003), not UDP: what is received
+                            begins with the outer header, what is sent gets its own from the kernel */
+  unsigned inner_mtu;    /* with vxlan and raw_ip: of the TUN; a TCP packet above it is a superpacket left uncut */
   enum pw_spin spin;
   unsigned spin_ns;
   int32_t *meta;
@@ -145,6 +147,8 @@ struct pw_flow { /* the run that packets of one flow may still join */
 struct pw_engine {
   struct pw_config c;
   unsigned encap_bytes;    /* in front of the inner packet, within the datagram */
+  bool marks;              /* congestion marks go from the inner header to the outer one and back (RFC 6040); and inner
+                              checksums may be partial: vxlan and raw_ip, where the peer may be a kernel's device */
   unsigned tun_headroom;
   unsigned cut_mtu;        /* bytes of the packets that a TCP superpacket from the underlay becomes */
   unsigned message_slots;

@@ -39,6 +39,8 @@ struct pw_socket_options {
 
 /* A bound, non-blocking UDP socket with DF set by IP_PMTUDISC_PROBE (design 9.1). fd or -errno. */
 int pw_udp_open(const struct sockaddr *address, socklen_t bytes, const struct pw_socket_options *o);
+/* Raw IPv4 socket of protocol 4 bound to an address, for sending and receiving, with DF set likewise. fd or -errno. */
+int pw_ipip_open(const struct sockaddr_in *address, unsigned buffer_bytes);
 /* Raw ICMP or ICMPv6 socket that only sends. fd or -errno. */
 int pw_icmp_open(int family);
 /* Datagrams the socket's queue refused (SK_MEMINFO_DROPS), or -errno. */

@@ -203,10 +203,10 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
     return;
   uint8_t *p = e->c.tun_arena + offset;
   struct way w = {.lane = (uint32_t)r[PW_E_HASH] % e->c.send_count, .to = row, .prefix = e->encap_bytes};
-  if (w.prefix) {
+  if (e->marks)
     w.to = PW_TO(row, pw_ecn_out(p));
+  if (w.prefix)
     pw_vxlan_put(e, row, p - w.prefix, p[0] >> 4 == 6); /* into the headroom, whose virtio header is used up */
-  }
   const unsigned mtu = verdict & PW_V_FRAGMENT ? (uint32_t)r[PW_E_SEGMENTS] : 0;
   if (r[PW_E_GSO]) {
     const unsigned header = (unsigned)r[PW_E_HEADER], gso = (unsigned)r[PW_E_GSO];

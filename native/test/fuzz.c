@@ -304,6 +304,7 @@ static void receiving_frames(void)
 {
   unsigned delivered_in_all = 0, whole = 0;
   engine->c.vxlan = true;
+  engine->marks = true;
   engine->encap_bytes = PW_VXLAN_BYTES;
   engine->c.inner_mtu = engine->cut_mtu = 200; /* many captured packets are above it */
   for (unsigned i = 0; i < 30000 * test_factor; i++) {
@@ -357,6 +358,67 @@ static void receiving_frames(void)
   engine->c.udp_arena = memory.udp;
 }
 
+/* One received message behind an outer IP header that may say anything. */
+static void receiving_ip_in_ip(void)
+{
+  unsigned delivered_in_all = 0;
+  engine->c.vxlan = false;
+  engine->encap_bytes = 0;
+  engine->c.raw_ip = true;
+  for (unsigned i = 0; i < 30000 * test_factor; i++) {
+    const struct packet *inner = &corpus.item[below((unsigned)corpus.count)];
+    const unsigned header = once_in(4) ? 20 + 4 * below(11) : 20;
+    size_t n = header + inner->length;
+    uint8_t *bytes = malloc(n);
+    CHECK(bytes != NULL, "out of memory");
+    memset(bytes, 0, header);
+    bytes[0] = (uint8_t)(0x40 | header / 4);
+    bytes[1] = (uint8_t)random_word();
+    memcpy(bytes + header, inner->data, inner->length);
+    for (unsigned k = below(3); k > 0; k--)
+      bytes[below(once_in(2) ? (unsigned)n : 24)] = (uint8_t)random_word();
+    if (once_in(5)) { /* ends where its memory ends */
+      n = between(1, (unsigned)n);
+      uint8_t *shorter = malloc(n);
+      CHECK(shorter != NULL, "out of memory");
+      memcpy(shorter, bytes, n);
+      free(bytes);
+      bytes = shorter;
+    }
+    engine->c.udp_arena = bytes;
+    engine->c.virtio_bytes = once_in(3) ? 0 : PW_VIRTIO_BYTES;
+    engine->c.tun_tcp = engine->c.virtio_bytes && !once_in(3);
+    engine->c.tun_udp = engine->c.virtio_bytes && !once_in(3);
+    int32_t *m = pw_message_row(engine, 0);
+    m[PW_M_LENGTH] = (int32_t)n;
+    m[PW_M_GRO] = 0;
+    engine->receive[0].msg_hdr.msg_flags = once_in(10) ? MSG_TRUNC : 0;
+    engine->messages = 1;
+    engine->parse_message = engine->parse_offset = 0;
+    in_case("ip in ip %u: %zu bytes", i, n);
+    forget_counters(engine);
+    const int rows = pw_coalesce(engine);
+    EQUAL(engine->parse_message, engine->messages);
+    EQUAL(rows + counted(engine, PW_C_dropShort) + counted(engine, PW_C_dropEcnMark), 1);
+    double delivered = 0;
+    for (int k = 0; k < rows; k++) {
+      int32_t *r = pw_ingress_row(engine, (unsigned)k);
+      CHECK(r[PW_I_OFFSET] >= 20 && r[PW_I_LENGTH] >= 20 && (size_t)(r[PW_I_OFFSET] + r[PW_I_LENGTH]) <= n,
+            "row of %d bytes at %d", r[PW_I_LENGTH], r[PW_I_OFFSET]);
+      r[PW_I_VERDICT] = 1;
+      delivered += r[PW_I_SEGMENTS];
+    }
+    pw_ingress_write(engine);
+    EQUAL(counted(engine, PW_C_ingressPackets), delivered);
+    delivered_in_all += (unsigned)delivered;
+    forget_wire();
+    free(bytes);
+  }
+  in_case("ip in ip");
+  CHECK(delivered_in_all > 5000, "only %u packets", delivered_in_all);
+  engine->c.udp_arena = memory.udp;
+}
+
 int main(void)
 {
   start_test("fuzz");
@@ -370,6 +432,7 @@ int main(void)
   engine = new_engine(&config);
   coalescing();
   receiving_frames();
+  receiving_ip_in_ip();
   free_engine(engine, &memory);
   packets_free(&corpus);
   packets_free(&frames);

@@ -60,7 +60,8 @@ export class KernelSide {
     };
     try {
       const many = options.workers > 1;
-      const segments = options.udp === 'gso' ? addon().probeUdpSegments() : 0;
+      const isUdp = options.encapsulation.carrier === 'udp';
+      const segments = isUdp && options.udp === 'gso' ? addon().probeUdpSegments() : 0;
       const udp = options.udp === 'gso' && segments === 0 ? 'mmsg' : options.udp;
       // The sockets come first: a second agent is told about the port before it has made a device.
       const receive: number[] = [];
@@ -175,6 +176,11 @@ export class KernelSide {
  */
 function openReceiver(options: ResolvedOptions, gro: boolean, first: boolean): number {
   const many = options.workers > 1;
+  if (options.encapsulation.carrier === 'ip') {
+    const raw = addon().ipipOpen(options.address.bytes, BUFFER_BYTES);
+    if (raw >= 0) return raw;
+    throw bindError(options, raw);
+  }
   const fd = addon().udpOpen(options.address.bytes, options.port, {
     receive: true,
     gro,
@@ -184,7 +190,7 @@ function openReceiver(options: ResolvedOptions, gro: boolean, first: boolean): n
     bufferBytes: BUFFER_BYTES,
   });
   if (fd >= 0) return fd;
-  throw bindError(options, options.port, fd);
+  throw bindError(options, fd);
 }
 
 function openSender(options: ResolvedOptions): number {
@@ -197,11 +203,12 @@ function openSender(options: ResolvedOptions): number {
     bufferBytes: BUFFER_BYTES,
   });
   if (fd >= 0) return fd;
-  throw bindError(options, 0, fd);
+  throw bindError({ ...options, port: 0 }, fd);
 }
 
-function bindError(options: ResolvedOptions, port: number, error: number): PodwireError {
-  const where = `UDP port ${port} on ${options.address.toString()}`;
+function bindError(options: ResolvedOptions, error: number): PodwireError {
+  const what = options.encapsulation.carrier === 'udp' ? `UDP port ${options.port}` : 'a raw socket (protocol 4)';
+  const where = `${what} on ${options.address.toString()}`;
   switch (errnoName(error)) {
     case 'EADDRINUSE':
       return systemError(

@@ -26,9 +26,10 @@ export interface DataplaneOptions {
   /**
    * `udp` (default): flannel's framing, the bare packet. `vxlan`: RFC 7348 as flannel's kernel device speaks it, `vni`
    * from the network config, `vtepMac` this host's own, as in its lease; every next hop then has a `vtepMac` too.
+   * `ipip`: RFC 2003 over a raw socket, IPv4 in IPv4 with one worker and without ports and peer probes.
    */
   readonly encapsulation?:
-    'udp' | { readonly type: 'vxlan'; readonly vni: number; readonly vtepMac: MacAddress | string };
+    'udp' | 'ipip' | { readonly type: 'vxlan'; readonly vni: number; readonly vtepMac: MacAddress | string };
   /** MTU of the underlay device in bytes, default 1500. */
   readonly underlayMtu?: number;
   /** Threads, each with a TUN queue and a UDP socket: 1 to 32; `auto` is one for every two processors, at most 4. */
@@ -134,24 +135,33 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     );
   }
   const encapsulation = openEncapsulation(encapsulationOf(options.encapsulation ?? 'udp'));
-  const auto = Math.min(4, Math.max(1, Math.floor(processors / 2)));
-  const workers = options.workers === 'auto' ? auto : whole('workers', options.workers, 1, MOST_WORKERS, auto);
+  const isUdp = encapsulation.carrier === 'udp';
+  if (!isUdp && address.family === 6) {
+    throw new PodwireError(
+      'INVALID_ARGUMENT',
+      `option bind.address is ${address.toString()}: encapsulation ${encapsulation.name} needs an IPv4 underlay`,
+    );
+  }
+  // Every raw socket of a protocol gets a copy of every packet: one worker is all that can share the work.
+  const most = isUdp ? MOST_WORKERS : 1;
+  const auto = Math.min(4, most, Math.max(1, Math.floor(processors / 2)));
+  const workers = options.workers === 'auto' ? auto : whole('workers', options.workers, 1, most, auto);
   return {
     device: deviceName(options.device ?? 'flannel%d'),
     address,
-    port: whole('bind.port', options.bind.port, 1, 65_535, encapsulation.defaultPort),
+    port: isUdp ? whole('bind.port', options.bind.port, 1, 65_535, encapsulation.defaultPort) : 0,
     local: list('local', options.local, `['10.1.2.0/24']`).map((prefix) => Prefix.from(prefix)),
     ownAddresses: list('ownAddresses', options.ownAddresses ?? [], `['10.1.2.1']`).map((own) => Address.from(own)),
     encapsulation,
     mtu: overlayMtu({ tunnel: encapsulation.name, outerFamily: address.family, underlay: options.underlayMtu }),
     workers,
     sourceCheck: oneOf('sourceCheck', options.sourceCheck, SOURCE_CHECKS, 'lease'),
-    fixedSourcePort: oneOf('sourcePort', options.sourcePort, ['flow', 'fixed'], 'flow') === 'fixed',
+    fixedSourcePort: oneOf('sourcePort', options.sourcePort, ['flow', 'fixed'], 'flow') === 'fixed' || !isUdp,
     tun: tunRung(options.offload?.tun),
     udp: udpRung(options.offload?.udp),
     spin: oneOf('spin', options.spin, ['off', 'adaptive', 'always'], 'adaptive'),
     pathMtu: options.pathMtu === false ? false : pathMtuSettings(options.pathMtu ?? {}),
-    peerProbes: options.peerProbes ?? true,
+    peerProbes: isUdp && (options.peerProbes ?? true),
     configuredMtu: options.configuredMtu,
     maxRoutes: whole('maxRoutes', options.maxRoutes, 1, MOST_ROUTES, 20_000),
     logger: options.logger ?? silentLogger,
@@ -159,13 +169,13 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
 }
 
 function encapsulationOf(given: NonNullable<DataplaneOptions['encapsulation']>): EncapsulationSpec {
-  if (given === 'udp') return 'udp';
+  if (given === 'udp' || given === 'ipip') return given;
   if (typeof given === 'object' && given !== null && (given as { type?: unknown }).type === 'vxlan') {
     return { type: 'vxlan', vni: given.vni, vtepMac: String(given.vtepMac) };
   }
   throw new PodwireError(
     'INVALID_ARGUMENT',
-    `option encapsulation is ${JSON.stringify(given)}: give 'udp' or { type: 'vxlan', vni: 1, vtepMac: '0e:12:34:56:78:9a' }`,
+    `option encapsulation is ${JSON.stringify(given)}: give 'udp', 'ipip' or { type: 'vxlan', vni: 1, vtepMac: '0e:12:34:56:78:9a' }`,
   );
 }
 

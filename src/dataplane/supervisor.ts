@@ -144,7 +144,11 @@ export class Supervisor {
         batchCalls: capabilities.udp !== 'single',
         spin: this.#options.spin,
         spinNs: SPIN_NS,
-        encapsulation: { accepts: this.#options.encapsulation.accepts, innerMtu: this.#options.mtu.overlay },
+        encapsulation: {
+          accepts: this.#options.encapsulation.accepts,
+          rawIp: this.#options.encapsulation.carrier === 'ip',
+          innerMtu: this.#options.mtu.overlay,
+        },
         memory: slot.memory,
       },
     };

@@ -17,10 +17,12 @@ export type FrameFault =
 
 export interface Encapsulation {
   /** Name of the backend that uses it, as in the network config. */
-  readonly name: 'udp' | 'vxlan';
-  /** UDP port when nobody names one. */
+  readonly name: 'udp' | 'vxlan' | 'ipip';
+  /** What the payload travels in: a UDP datagram, or (`ip`) an IPv4 packet of protocol 4 without more. */
+  readonly carrier: 'udp' | 'ip';
+  /** UDP port when nobody names one; 0 without UDP. */
   readonly defaultPort: number;
-  /** Bytes between the outer UDP header and the inner IP header. */
+  /** Bytes between the outer UDP (or IP) header and the inner IP header. */
   readonly headerBytes: number;
   /** What every datagram for this host begins with: the part of the header that receivers compare. */
   readonly accepts: Uint8Array;
@@ -44,4 +46,5 @@ export interface Encapsulation {
 }
 
 /** What an encapsulation is made from; plain data, safe to post to a worker. */
-export type EncapsulationSpec = 'udp' | { readonly type: 'vxlan'; readonly vni: number; readonly vtepMac: string };
+export type EncapsulationSpec =
+  'udp' | 'ipip' | { readonly type: 'vxlan'; readonly vni: number; readonly vtepMac: string };

@@ -11,6 +11,7 @@ const NOTHING = new Uint8Array(0);
 
 export const udpEncapsulation: Encapsulation = {
   name: 'udp',
+  carrier: 'udp',
   defaultPort: 8285,
   headerBytes: 0,
   accepts: NOTHING,

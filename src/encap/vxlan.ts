@@ -57,6 +57,7 @@ export function vxlanEncapsulation(options: VxlanOptions): Encapsulation {
 
   return {
     name: 'vxlan',
+    carrier: 'udp',
     defaultPort: 8472,
     headerBytes: HEADER_BYTES,
     accepts,

@@ -137,8 +137,9 @@ export const NO_ENCAPSULATION: RowEncapsulation = {
 /** @throws PodwireError INVALID_ADDRESS or INVALID_ARGUMENT with the value that does not do. */
 export function parseNextHop(nextHop: NextHop, encapsulation: RowEncapsulation): ParsedNextHop {
   const address = usable('next hop', nextHop.address);
-  const port = nextHop.port ?? encapsulation.defaultPort;
-  if (!Number.isInteger(port) || port < 1 || port > 65535) {
+  const hasPorts = encapsulation.defaultPort !== 0;
+  const port = hasPorts ? (nextHop.port ?? encapsulation.defaultPort) : 0;
+  if (hasPorts && (!Number.isInteger(port) || port < 1 || port > 65535)) {
     throw new PodwireError(
       'INVALID_ARGUMENT',
       `next hop ${address.toString()} has port ${String(port)}: give a whole number from 1 to 65535`,

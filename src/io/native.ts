@@ -36,6 +36,7 @@ interface Addon {
       bufferBytes: number;
     },
   ): number;
+  ipipOpen(address: Uint8Array, bufferBytes: number): number;
   icmpOpen(family: number): number;
   eventOpen(): number;
   eventSignal(fd: number): number;
@@ -152,7 +153,7 @@ export interface NativePortSpec {
   readonly spin: SpinMode;
   readonly spinNs: number;
   /** What a received datagram must begin with, no bytes for bare packets; and the MTU that the TUN has. */
-  readonly encapsulation: { readonly accepts: Uint8Array; readonly innerMtu: number };
+  readonly encapsulation: { readonly accepts: Uint8Array; readonly rawIp: boolean; readonly innerMtu: number };
   readonly memory: BatchMemory;
 }
 
@@ -180,6 +181,7 @@ export function createNativePort(spec: NativePortSpec, nextHops: Uint8Array, rea
     spin: SPIN[spec.spin],
     spinNs: spec.spinNs,
     vtep: spec.encapsulation.accepts.length === 0 ? undefined : spec.encapsulation.accepts,
+    rawIp: spec.encapsulation.rawIp,
     innerMtu: spec.encapsulation.innerMtu,
     meta: batch.meta,
     counters: batch.counters,

@@ -19,7 +19,7 @@ export type UnderlayMtu = number & { readonly [unit]: 'outer packet' };
 export type InnerMtu = number & { readonly [unit]: 'inner packet' };
 
 /** Encapsulations whose overhead is known here. */
-export type TunnelKind = 'udp' | 'vxlan';
+export type TunnelKind = 'udp' | 'vxlan' | 'ipip';
 
 /** The least that every host (RFC 791, RFC 1122 3.3.3) or link (RFC 8200 5) must take; less is a lie or a mistake. */
 export const MTU_FLOOR: Readonly<Record<Family, number>> = { 4: 576, 6: 1280 };
@@ -33,8 +33,9 @@ const UDP_HEADER = 8;
 const VXLAN_HEADER = 8;
 const ETHERNET_HEADER = 14;
 
-/** Bytes that an encapsulation adds to an inner packet: udp 28 / 48, vxlan 50 / 70 (outer IPv4 / IPv6). */
+/** Bytes that an encapsulation adds to an inner packet: ipip 20 / 40, udp 28 / 48, vxlan 50 / 70 (outer IPv4 / IPv6). */
 export function overheadOf(tunnel: TunnelKind, outerFamily: Family): number {
+  if (tunnel === 'ipip') return IP_HEADER[outerFamily];
   const datagram = IP_HEADER[outerFamily] + UDP_HEADER;
   return tunnel === 'vxlan' ? datagram + VXLAN_HEADER + ETHERNET_HEADER : datagram;
 }
@@ -106,7 +107,8 @@ export function overlayMtu(input: OverlayMtuInput): OverlayMtu {
   const floor = input.innerIpv6 === true ? MTU_FLOOR[6] : MTU_FLOOR[4] - overhead;
   const computed = innerMtu(underlay, overhead);
 
-  const parts = [`outer IPv${outerFamily} ${IP_HEADER[outerFamily]}`, `UDP ${UDP_HEADER}`];
+  const parts = [`outer IPv${outerFamily} ${IP_HEADER[outerFamily]}`];
+  if (tunnel !== 'ipip') parts.push(`UDP ${UDP_HEADER}`);
   if (tunnel === 'vxlan') parts.push(`VXLAN ${VXLAN_HEADER}`, `inner Ethernet ${ETHERNET_HEADER}`);
   const sum = `underlay ${underlay} (${from}) - ${tunnel} overhead ${overhead} (${parts.join(' + ')})`;
 

@@ -41,6 +41,14 @@ const FORMATS: readonly Format[] = [
     port: 8472,
     overhead: [50, 70],
   },
+  {
+    name: 'ipip',
+    sender: openEncapsulation('ipip'),
+    receiver: openEncapsulation('ipip'),
+    mac: undefined,
+    port: 0,
+    overhead: [20, 40],
+  },
 ];
 
 const INNER = {
@@ -54,8 +62,9 @@ describe.each(FORMATS)('$name', ({ name, sender, receiver, mac, port, overhead }
   it('has its name, port and overhead', () => {
     expect([sender.name, sender.defaultPort]).toEqual([name, port]);
     expect([sender.overhead(4), sender.overhead(6)]).toEqual(overhead);
-    expect(sender.overhead(4)).toBe(20 + 8 + sender.headerBytes);
-    expect(sender.overhead(6)).toBe(40 + 8 + sender.headerBytes);
+    const udp = sender.carrier === 'udp' ? 8 : 0;
+    expect(sender.overhead(4)).toBe(20 + udp + sender.headerBytes);
+    expect(sender.overhead(6)).toBe(40 + udp + sender.headerBytes);
   });
 
   it('builds headers of one size, which differ between the families in the last two bytes at most', () => {
