@@ -5,6 +5,8 @@
  */
 export { MemoryNetwork, seededRandom } from './io/memory-network.js';
 export type { Datagram, Endpoint, Faults, MemoryNetworkOptions, NetworkStats } from './io/memory-network.js';
+export { openEncapsulation } from './encap/open.js';
+export type { Encapsulation, EncapsulationSpec } from './encap/encapsulation.js';
 export { MemoryPort } from './io/memory.js';
 export type { MemoryPortSpec } from './io/memory.js';
 export type { PacketPort } from './io/ports.js';

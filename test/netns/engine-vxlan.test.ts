@@ -142,6 +142,18 @@ describe.skipIf(lacking).each(CASES)('vxlan in user space over IPv$family', ({ f
     expect(peers.map(({ rxPackets }) => rxPackets > 1000)).toEqual([true]);
   });
 
+  it('shares the kernel’s flows among several workers', async () => {
+    const remote = await engine(a, { workers: 3 });
+    await kernelVxlan(lab, b, { family });
+    await everythingPasses();
+    const listeners = await Promise.all(Array.from({ length: 12 }, () => pods[0].tcpListen(a.podAddress)));
+    const streams = listeners.map((port, i) => pods[1].tcpSend(a.podAddress, port, MIB / 2, i + 1));
+    for (const { sent, arrived } of await Promise.all(streams)) expect(arrived).toEqual(sent);
+    expect(await faults(remote)).toEqual([]);
+    const { workers } = await remote.stats();
+    expect(workers.filter(({ counters }) => counters['ingressPackets']! > 0).length).toBeGreaterThan(1);
+  });
+
   it.each([{}, { sourcePort: 'fixed', offload: { tun: 'tso', udp: 'mmsg' } }] as const)(
     'talks to itself (%o)',
     async (more) => {

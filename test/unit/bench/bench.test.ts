@@ -188,6 +188,15 @@ describe('options', () => {
     });
   });
 
+  it('knows whom the mode backends measures, unless told otherwise', () => {
+    expect(parseOptions(['backends'])).toMatchObject({
+      measures: ['throughput', 'pps', 'latency'],
+      contenders: expect.arrayContaining(['vxlan', 'podwire-vxlan', 'vxlan-to-podwire']) as string[],
+    });
+    expect(parseOptions(['backends', '--contenders', 'vxlan'])).toMatchObject({ contenders: ['vxlan'] });
+    expect(parseOptions(['throughput'])).toMatchObject({ contenders: undefined });
+  });
+
   it.each([
     [[], /one mode/],
     [['fast'], /MODE must be one of throughput.*"fast"/],
