@@ -115,7 +115,9 @@ export function reviewRoutes(
         'INTERFACE',
         ours
           ? `another podwire agent already routes ${network.toString()} to ${route.device}: stop it first, or give this one its own network`
-          : `${describeRoute(route)} already takes the pod network: remove it (ip route del ${routeSelector(route)}) or choose another Network`,
+          : tunDevices.has(route.device)
+            ? `${describeRoute(route)} belongs to a running program, flanneld perhaps: stop that first, or choose another Network`
+            : `${describeRoute(route)} already takes the pod network: remove it (ip route del ${routeSelector(route)}) or choose another Network`,
       );
     } else if (
       route.destination.equals(network)

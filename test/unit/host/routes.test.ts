@@ -98,6 +98,12 @@ describe('review', () => {
     );
   });
 
+  test("flanneld's own route, while it runs: it is to be stopped, not robbed of its route", () => {
+    expect(() => review([route('10.42.0.0/16', 'flannel0')], ['flannel0'])).toThrow(
+      'route 10.42.0.0/16 dev flannel0 belongs to a running program, flanneld perhaps: stop that first, or choose another Network',
+    );
+  });
+
   test("another live agent's route collides, and is not taken for a stale one", () => {
     expect(() => review([route('10.42.0.0/16', 'flannel0', OURS)], ['flannel0'])).toThrow(
       /another podwire agent already routes 10\.42\.0\.0\/16 to flannel0/,
