@@ -120,18 +120,20 @@ export class Health {
   }
 
   /** The kernel lists a device with its addresses only while it is up. */
-  async #device({ device }: OverlayStatus): Promise<string | undefined> {
-    if (this.#seams.networkInterfaces()[device] !== undefined) return undefined;
-    return (await this.#seams.deviceExists(device))
-      ? `${device} is down or has no address`
-      : `the device ${device} is gone`;
+  async #device({ device, device6 = device }: OverlayStatus): Promise<string | undefined> {
+    const interfaces = this.#seams.networkInterfaces();
+    const missing = [device, device6].find((name) => interfaces[name] === undefined);
+    if (missing === undefined) return undefined;
+    return (await this.#seams.deviceExists(missing))
+      ? `${missing} is down or has no address`
+      : `the device ${missing} is gone`;
   }
 
-  /** With an engine of ours every pod network has one route to its device; vxlan has one device a family. */
-  async #route({ device, dataplane, network }: OverlayStatus): Promise<string | undefined> {
+  /** With an engine of ours every pod network has one route to its device. */
+  async #route({ device, device6 = device, dataplane, network }: OverlayStatus): Promise<string | undefined> {
     if (dataplane === undefined) return undefined;
     for (const prefix of networksOf(network)) {
-      const own = prefix.family === 4 ? device : device.replace(/^flannel\.(?=\d+$)/, 'flannel-v6.');
+      const own = prefix.family === 4 ? device : device6;
       if (!(await this.#seams.hasRoute(prefix, own))) return `${prefix.toString()} is not routed to ${own}`;
     }
     return undefined;

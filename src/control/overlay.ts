@@ -53,6 +53,8 @@ export interface OverlayStatus {
   /** False while the store says that the lease is gone; its subnet is served on. */
   readonly leaseHeld: boolean;
   readonly device: string;
+  /** The device of IPv6 packets, where it is another one. */
+  readonly device6?: string | undefined;
   /** Overlay MTU in bytes. */
   readonly mtu: number;
   /** Undefined when none was asked for. */
@@ -231,6 +233,7 @@ export class RunningOverlay implements Overlay {
       lease: this.lease,
       leaseHeld: this.#leaseHeld,
       device: this.#backend.device,
+      device6: this.#backend.device6,
       mtu: this.#backend.mtu,
       subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
       leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),

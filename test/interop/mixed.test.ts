@@ -72,6 +72,11 @@ describe.skipIf(lacking).each<Backend>(BACKENDS)('$name, one flanneld and two po
     await cluster.connected();
     await cluster.reachable();
     await expectLeases(cluster);
+    for (const host of cluster.hosts) {
+      expect(await host.health('/healthz')).toBe('200 flanneld is running');
+      // flanneld 0.28.4 has no /readyz yet.
+      if (host.daemon?.kind === 'podwire') expect(await host.health('/readyz')).toBe('200 flanneld is ready');
+    }
   });
 
   test.each([

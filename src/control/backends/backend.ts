@@ -55,6 +55,8 @@ export interface Backend extends AsyncDisposable {
   readonly ownAddresses: readonly Address[];
   /** The device that pods' packets leave through: the overlay's own, or the underlay's where there is none. */
   readonly device: string;
+  /** The device of IPv6 packets, where it is another one. */
+  readonly device6?: string | undefined;
   /** Overlay MTU in bytes: what pods get. */
   readonly mtu: number;
   /** The user-space engine; undefined where the kernel carries the packets. */

@@ -87,6 +87,10 @@ export class ReopeningBackend implements Backend {
     return this.#inner.device;
   }
 
+  get device6(): string | undefined {
+    return this.#inner.device6;
+  }
+
   get mtu(): number {
     return this.#inner.mtu;
   }

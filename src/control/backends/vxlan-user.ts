@@ -147,6 +147,12 @@ export class UserVxlanBackend implements Backend {
     return this.#legs[0]!.device;
   }
 
+  get device6(): string | undefined {
+    const own = this.#networks.find(({ family }) => family === 6);
+    const device = own && this.#leg(own)?.device;
+    return device === this.device ? undefined : device;
+  }
+
   get facts(): Readonly<Record<string, unknown>> {
     return { ...vxlanFacts('podwire', this.#config, this.#legs, this.#macs), ...this.dataplane?.capabilities };
   }

@@ -17,8 +17,8 @@ function host() {
     interfaces: { flannel0: ['10.42.7.0'], eth0: ['192.168.1.5', 'fd00::5'] } as Record<string, string[] | undefined>,
     routes: new Set(['10.42.0.0/16 flannel0', 'fd42::/48 flannel0']),
     engine: true,
-    name: 'flannel0',
     failing: [] as string[],
+    device6: undefined as string | undefined,
   };
   const status = (): OverlayStatus | undefined => {
     if (!state.started) return undefined;
@@ -28,7 +28,8 @@ function host() {
       lease: { subnet: Prefix.parse('10.42.7.0/24'), expiresAt: state.expiresAt },
       leaseHeld: state.leaseHeld,
       host: { failing: state.failing },
-      device: state.name,
+      device: 'flannel0',
+      ...(state.device6 === undefined ? {} : { device6: state.device6 }),
       subnetFile: { path: '/run/flannel/subnet.env', written: state.written },
       dataplane: state.engine ? { workers: state.workers.map((worker) => ({ state: worker })) } : undefined,
     } as unknown as OverlayStatus;
@@ -59,6 +60,21 @@ describe('ready', () => {
     expect((await health.routes['/readyz']?.(verbose))?.body).toBe(
       '[+] device\n[+] route\n[+] underlay\n[+] workers\n[+] lease\n[+] host\n[+] subnet file\nflanneld is ready\n',
     );
+  });
+
+  test('a device of its own for IPv6 counts for IPv6', async () => {
+    const { state, health } = host();
+    state.device6 = 'flannel-v6.1';
+    expect((await health.routes['/readyz']?.(verbose))?.body).toContain('[-] device: flannel-v6.1 is down');
+    state.interfaces['flannel-v6.1'] = ['fd42:0:0:7::'];
+    health.forget();
+    expect((await health.routes['/readyz']?.(verbose))?.body).toContain(
+      '[-] route: fd42::/48 is not routed to flannel-v6.1',
+    );
+    state.routes.delete('fd42::/48 flannel0');
+    state.routes.add('fd42::/48 flannel-v6.1');
+    health.forget();
+    expect((await health.routes['/readyz']?.(plain))?.status).toBe(200);
   });
 
   test.each<[string, (state: ReturnType<typeof host>['state']) => void, string]>([
@@ -120,17 +136,6 @@ describe('ready', () => {
     state.engine = false;
     state.routes.clear();
     expect((await health.ready()).ok).toBe(true);
-  });
-
-  test('vxlan has a device of its own for IPv6', async () => {
-    const { state, health } = host();
-    state.name = 'flannel.1';
-    state.interfaces['flannel.1'] = ['10.42.7.0'];
-    state.routes = new Set(['10.42.0.0/16 flannel.1', 'fd42::/48 flannel-v6.1']);
-    expect((await health.ready()).ok).toBe(true);
-    state.routes.delete('fd42::/48 flannel-v6.1');
-    health.forget();
-    expect((await health.routes['/readyz']?.(verbose))?.body).toContain('fd42::/48 is not routed to flannel-v6.1');
   });
 
   test('looks once a second at most, however many ask', async () => {
