@@ -12,6 +12,7 @@ import { describeMachine, machineCpu, machineCpuBetween, observeNoise } from './
 import { buildTools } from './lib/native.mjs';
 import { BenchError, killAllChildren, run } from './lib/process.mjs';
 import { removeLeftovers } from './lib/topology.mjs';
+import { runControl } from './control/main.mjs';
 import { runMicro } from './micro/main.mjs';
 import { USAGE, parseOptions } from './options.mjs';
 import { makeDocument } from './report/document.mjs';
@@ -32,7 +33,8 @@ async function checkRequirements(options) {
     ['bridge', '-V', 'iproute2'],
   ];
   if (options.measures.includes('throughput')) needed.push(['iperf3', '--version', 'iperf3']);
-  if (options.underlays.includes('nic')) needed.push(['ethtool', '--version', 'ethtool']);
+  if (options.measures.length > 0 && options.underlays.includes('nic'))
+    needed.push(['ethtool', '--version', 'ethtool']);
   for (const [program = '', argument = '', pack = ''] of needed) {
     await run([program, argument]).catch(() => {
       throw new BenchError(`the program ${program} is missing (Debian, Ubuntu: apt-get install ${pack})`);
@@ -89,9 +91,11 @@ async function bench(options, signal) {
   /** @type {Awaited<ReturnType<typeof chooseContenders>>} */
   let contenders = { known: [], present: [] };
   let compiler = '';
-  if (options.measures.length > 0) {
+  if (options.measures.length > 0 || options.control) {
     await checkRequirements(options);
     await removeLeftovers(log);
+  }
+  if (options.measures.length > 0) {
     contenders = await chooseContenders(options);
   }
   const noise = await observeNoise(options.durations.noiseSeconds);
@@ -109,6 +113,9 @@ async function bench(options, signal) {
   const micro = options.micro
     ? await runMicro({ quick: options.quick, log, signal })
     : { samples: [], raw: [], problems: [] };
+  const control = options.control
+    ? await runControl({ quick: options.quick, log, signal })
+    : { samples: [], problems: [] };
   const { stealPercent: stealPercentDuring } = machineCpuBetween(before, machineCpu());
   return makeDocument({
     startedAt,
@@ -118,9 +125,9 @@ async function bench(options, signal) {
     noise: { ...noise, stealPercentDuring },
     underlayFeatures: measured.features,
     contenders: contenders.known,
-    samples: [...measured.samples, ...micro.samples],
+    samples: [...measured.samples, ...micro.samples, ...control.samples],
     micro: micro.raw,
-    problems: [...measured.problems, ...micro.problems],
+    problems: [...measured.problems, ...micro.problems, ...control.problems],
   });
 }
 

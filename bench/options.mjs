@@ -7,13 +7,14 @@ import { BenchError } from './lib/process.mjs';
 
 /** @typedef {import('./contenders/contender.mjs').Measure} Measure */
 
-/** @type {Readonly<Record<string, { measures: readonly Measure[], micro: boolean, contenders?: readonly string[] }>>} */
+/** @type {Readonly<Record<string, { measures: readonly Measure[], micro: boolean, control?: true, contenders?: readonly string[] }>>} */
 const MODES = {
   throughput: { measures: ['throughput'], micro: false },
   pps: { measures: ['pps'], micro: false },
   latency: { measures: ['latency'], micro: false },
   agent: { measures: ['agent'], micro: false },
   micro: { measures: [], micro: true },
+  control: { measures: [], micro: false, control: true },
   backends: { measures: ['throughput', 'pps', 'latency'], micro: false, contenders: BACKENDS },
   all: { measures: ['throughput', 'pps', 'latency', 'agent'], micro: true },
 };
@@ -27,8 +28,10 @@ MODE
   agent        an idle agent's processor time and memory; garbage collections of its
                workers under load; route updates while packets pass
   micro        single functions: look-up, update, forwarder, native call
+  control      lease control on a real etcd: cold start (with flanneld where it is there), how
+               soon joins and leaves are seen and forwarded, 5,000 leases, 1,000 changes a second
   backends     throughput, pps and latency of podwire's backends: ${BACKENDS.join(', ')}
-  all          all of these but backends; several with commas: throughput,latency
+  all          all of these but control and backends; several with commas: throughput,latency
 
   --rounds N           rounds; in each every contender runs once, in rotated order (default 3)
   --seconds S          length of one TCP, ping-pong or idle measurement (default 5)
@@ -63,6 +66,7 @@ Programs of other projects are looked for in the directory PODWIRE_BENCH_BIN, th
  * @property {readonly string[]} modes
  * @property {readonly Measure[]} measures
  * @property {boolean} micro
+ * @property {boolean} control
  * @property {number} rounds
  * @property {number} seconds
  * @property {readonly import('./lib/topology.mjs').Underlay[]} underlays
@@ -195,6 +199,7 @@ export function parseOptions(argv) {
     modes,
     measures: [...new Set(chosen.flatMap(({ measures }) => measures))],
     micro: chosen.some(({ micro }) => micro),
+    control: chosen.some(({ control }) => control === true),
     rounds,
     seconds,
     underlays: underlay === 'both' ? ['veth', 'nic'] : [underlay],

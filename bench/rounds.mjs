@@ -21,7 +21,7 @@ export const SIZES = [64, 1392];
 /**
  * @typedef {object} Sample what one start of one contender gave
  * @property {number} round from 1
- * @property {import('./lib/topology.mjs').Underlay | 'micro'} underlay
+ * @property {import('./lib/topology.mjs').Underlay | 'micro' | 'control'} underlay
  * @property {string} contender
  * @property {string} startedAt ISO 8601
  * @property {Record<string, number>} values by metric

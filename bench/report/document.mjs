@@ -59,7 +59,8 @@ function noiseFloor(summary) {
 export function makeDocument(parts) {
   const { samples } = parts;
   const metrics = METRICS.filter(({ id }) => samples.some((sample) => sample.values[id] !== undefined));
-  const names = [...new Set([...parts.contenders.map((contender) => contender.name), MICRO])];
+  const known = [...parts.contenders.map((contender) => contender.name), MICRO];
+  const names = [...new Set([...known, ...samples.map((sample) => sample.contender)])];
   const underlays = [...new Set([...parts.options.underlays, ...samples.map((sample) => sample.underlay)])];
   const summary = summarise(samples, {
     underlays,

@@ -79,6 +79,22 @@ function rtt(id, title, definition) {
 const PING = '64 bytes of UDP payload, the next leaves when the answer is here, both ends block';
 const PACED = '64 bytes of UDP payload at fixed times, spinning client, blocking echo';
 
+/**
+ * @param {string} name
+ * @param {string} title
+ * @param {string} definition
+ * @returns {Metric[]}
+ */
+function control(name, title, definition) {
+  return ['p50', 'p99'].map((share) => ({
+    id: `control.${name}.${share}`,
+    title: `${title}, ${share}`,
+    unit: 'ms',
+    better: 'lower',
+    definition,
+  }));
+}
+
 /** @type {readonly Metric[]} */
 export const METRICS = [
   ...tcp(1),
@@ -134,6 +150,77 @@ export const METRICS = [
     unit: '',
     better: 'lower',
     definition: 'sent minus received, by sequence number',
+  },
+  {
+    id: 'control.start',
+    title: 'cold start to subnet.env',
+    unit: 'ms',
+    better: 'lower',
+    definition: 'from the start of the process, with an etcd that answers and no lease of this host in it',
+  },
+  ...control('join', 'join to the first packet forwarded', 'a lease is written; one agent, a packet each millisecond'),
+  ...control('leave', 'leave to the last packet forwarded', 'the lease is deleted'),
+  ...control(
+    'seen',
+    'join seen, of 20 peers',
+    'until each peer knows; lease keepers in one process, with the time of etcd',
+  ),
+  ...control('gone', 'leave seen, of 20 peers', 'the same for the lease being deleted'),
+  {
+    id: 'control.agents',
+    title: 'real agent: lease in the store to packets through both, p50',
+    unit: 'ms',
+    better: 'lower',
+    definition: 'the second of two agents starts; its device and routes come after its lease',
+  },
+  {
+    id: 'control.snapshot',
+    title: '5,000 leases: first snapshot applied',
+    unit: 'ms',
+    better: 'lower',
+    definition: "from the agent's own lease to 5,001 routes in its table",
+  },
+  {
+    id: 'control.snapshotStart',
+    title: '5,000 leases: the same from the start of the process',
+    unit: 'ms',
+    better: 'lower',
+    definition: 'from the start of the process',
+  },
+  {
+    id: 'control.memory',
+    title: '5,000 leases: memory of the agent, peak',
+    unit: 'MiB',
+    better: 'lower',
+    definition: 'VmHWM after the churn',
+  },
+  {
+    id: 'control.memoryIdle',
+    title: '5,000 leases: memory of the agent before the churn',
+    unit: 'MiB',
+    better: 'lower',
+    definition: 'VmRSS with all leases applied',
+  },
+  {
+    id: 'control.churn',
+    title: 'changes a second that were followed',
+    unit: '/s',
+    better: 'higher',
+    definition: 'joins, leaves and moves among 5,000 leases, paced at 1,000 a second',
+  },
+  {
+    id: 'control.churnLag',
+    title: 'last of them to all of them followed',
+    unit: 'ms',
+    better: 'lower',
+    definition: 'until the agent routes exactly the leases that are there, as its status says',
+  },
+  {
+    id: 'control.churnLost',
+    title: 'packets lost during the changes',
+    unit: '',
+    better: 'lower',
+    definition: '1,000 a second to a host that does not change',
   },
   {
     id: 'lookup4.random',

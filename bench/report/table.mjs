@@ -40,7 +40,7 @@ function range(value) {
 export function renderReport(document) {
   const lines = [''];
   if (document.options.quick) lines.push('QUICK RUN: it shows that the benchmark works; the figures mean nothing.', '');
-  for (const underlay of document.options.underlays) lines.push(...renderUnderlay(document, underlay));
+  for (const underlay of [...document.options.underlays, 'control']) lines.push(...renderUnderlay(document, underlay));
   lines.push(...renderTargets(document.targets), ...renderMachine(document));
   if (document.problems.length > 0) lines.push('', 'Problems', ...document.problems.map((problem) => `  ${problem}`));
   return lines.join('\n');
@@ -57,6 +57,7 @@ function renderUnderlay(document, underlay) {
     veth: 'veth, as it is',
     nic: 'plain NIC: no segmentation offload, GRO on',
     micro: 'single functions',
+    control: 'of lease control: etcd, and two hosts on a veth pair',
   };
   /** @type {string[][]} */
   const cells = [];

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The figures that the engine has to reach (issue 3, "Figures it must reach"), as data. A target compares a metric of a
+ * The figures that the engine and lease control have to reach (issues 3 and 4, "Figures"), as data. A target compares a metric of a
  * contender with a limit: the metric itself, or its ratio to another contender measured in the same rounds.
  */
 import { PACES } from '../latency/rtt.mjs';
@@ -80,6 +80,15 @@ export const TARGETS = [
   absoluteTarget('FIB updates per second', 'update.rate', 'micro', '>=', 50_000),
   absoluteTarget('route updates per second under traffic', 'updates.rate', 'podwire', '>=', 50_000),
   absoluteTarget('packets lost meanwhile', 'updates.lost', 'podwire', '<=', 0),
+  absoluteTarget('cold start to subnet.env, ms', 'control.start', 'podwire', '<=', 400),
+  absoluteTarget('join forwarded, p99, ms', 'control.join.p99', 'podwire', '<=', 50),
+  absoluteTarget('leave forwarded, p99, ms', 'control.leave.p99', 'podwire', '<=', 50),
+  absoluteTarget('join seen by 20 peers, p99, ms', 'control.seen.p99', 'podwire', '<=', 50),
+  absoluteTarget('leave seen by 20 peers, p99, ms', 'control.gone.p99', 'podwire', '<=', 50),
+  absoluteTarget('5,000 leases: first snapshot, ms', 'control.snapshot', 'podwire', '<=', 1500),
+  absoluteTarget('5,000 leases: memory, MB', 'control.memory', 'podwire', '<=', 150e6 / 2 ** 20),
+  absoluteTarget('changes followed per second', 'control.churn', 'podwire', '>=', 990),
+  absoluteTarget('packets lost during the changes', 'control.churnLost', 'podwire', '<=', 0),
 ];
 
 /**

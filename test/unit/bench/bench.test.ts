@@ -1,5 +1,6 @@
 /** The benchmark's arithmetic: what stands between raw samples and a verdict. */
 import { describe, expect, it } from 'vitest';
+import { samplesOf } from '../../../bench/control/main.mjs';
 import { parseOptions } from '../../../bench/options.mjs';
 import { METRICS } from '../../../bench/report/metrics.mjs';
 import { ratio, spread, summarise } from '../../../bench/report/stats.mjs';
@@ -197,6 +198,12 @@ describe('options', () => {
     expect(parseOptions(['throughput'])).toMatchObject({ contenders: undefined });
   });
 
+  it('takes control as a mode of its own', () => {
+    expect(parseOptions(['control'])).toMatchObject({ measures: [], micro: false, control: true });
+    expect(parseOptions(['all'])).toMatchObject({ control: false });
+    expect(parseOptions(['micro,control'])).toMatchObject({ measures: [], micro: true, control: true });
+  });
+
   it.each([
     [[], /one mode/],
     [['fast'], /MODE must be one of throughput.*"fast"/],
@@ -249,5 +256,44 @@ describe('table', () => {
         ['bcd', '100'],
       ]),
     ).toEqual(['  a      1', '  bcd  100']);
+  });
+});
+
+describe('samples of lease control', () => {
+  const result = {
+    starts: { podwire: [300, 200, 250], flanneld: [100, 120, 110] },
+    peers: { join: [3, 1, 2], leave: [4] },
+    forwarding: { join: Array.from({ length: 100 }, (_, i) => 100 - i), leave: [0] },
+    agents: [60, 50, 70],
+    scale: { 'control.snapshot': 400 },
+  };
+
+  it('are one a start, and everything else with the first', () => {
+    const samples = samplesOf(result, '2030-01-01T00:00:00Z');
+    expect(samples.map(({ round, contender, values }) => [round, contender, values['control.start']])).toEqual([
+      [1, 'podwire', 300],
+      [2, 'podwire', 200],
+      [3, 'podwire', 250],
+      [1, 'flanneld', 100],
+      [2, 'flanneld', 120],
+      [3, 'flanneld', 110],
+    ]);
+    expect(samples[0]?.values).toMatchObject({
+      'control.seen.p50': 2,
+      'control.seen.p99': 3,
+      'control.gone.p99': 4,
+      'control.join.p50': 50,
+      'control.join.p99': 99,
+      'control.leave.p99': 0,
+      'control.agents': 60,
+      'control.snapshot': 400,
+    });
+    expect(Object.keys(samples[1]!.values)).toEqual(['control.start']);
+  });
+
+  it('have words and a unit for every figure', () => {
+    const known = new Set(METRICS.map(({ id }) => id));
+    for (const { values } of samplesOf(result, '')) for (const id of Object.keys(values)) expect(known).toContain(id);
+    for (const { metric } of TARGETS) expect(known).toContain(metric);
   });
 });
