@@ -250,7 +250,10 @@ export class Agent {
     const overlay = this.#overlay;
     this.#manager.retry();
     this.#health.live();
-    if (overlay === undefined) return;
+    if (overlay === undefined) {
+      this.#manager.status('starting: no network yet, the log says what is waited for');
+      return;
+    }
     const problem = problemsOf(await this.#health.ready());
     if (problem !== this.#problem) {
       if (problem === undefined) this.#log.info({}, 'ready again');

@@ -32,10 +32,16 @@ export function agentCommand(): Command {
         `unexpected argument ${JSON.stringify(unexpected)}: a boolean flag takes its value as --flag=false; see podwire agent --help`,
       );
     }
+    hidePassword(command);
     const read = reader(command);
     await serve(await read(), read);
   });
   return command;
+}
+
+/** Everybody on the host may read a process's arguments (ps, /proc/PID/cmdline): a title of ours takes their place. */
+function hidePassword(command: Command): void {
+  if (command.opts()['etcdPassword'] !== undefined) process.title = 'podwire agent (arguments hidden: a password)';
 }
 
 function optionOf(flag: Flag): Option {

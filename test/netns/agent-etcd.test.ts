@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { AGENT_NEEDS, AgentBed, type AgentHost, ready, subnetBase, subnetEnv } from '../support/agents.js';
@@ -110,6 +110,15 @@ describe.skipIf(missing(NEEDS))('an agent with flanneld’s arguments and etcd',
     const wrong = start([...flags, '--etcd-password=hunter2-of-etcd-wrong']);
     await wrong.output(/"level":"(warn|error)"/, { from: 'stderr' });
     await wrong.stop();
+    const away = start([
+      '--etcd-endpoints=http://127.0.0.1:9',
+      '--etcd-username=root',
+      '--etcd-password=hunter2-of-etcd',
+    ]);
+    await away.output(/waiting for the store/, { from: 'stderr' });
+    const argv = await readFile(`/proc/${away.pid}/cmdline`, 'utf8');
+    expect(argv).toMatch(/^podwire agent \(arguments hidden/);
+    shown.push(argv);
     const key = join(a.run, 'key.pem');
     await writeFile(key, '-----BEGIN PRIVATE KEY-----\nMIIEsecretkey\n-----END PRIVATE KEY-----\n');
     const tls = [`--etcd-certfile=${key}`, `--etcd-keyfile=${key}`, '--etcd-endpoints=https://127.0.0.1:9'];

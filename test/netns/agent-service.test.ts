@@ -84,6 +84,7 @@ describe.skipIf(missing(NEEDS))('the agent among its neighbours on a host', () =
         .find(({ text }) => pattern.test(text));
     const first = await until(() => heard(/^READY=1\nSTATUS=/), { what: 'READY' });
     expect(first.file).toBe(true);
+    expect(messages().filter(({ text, file }) => !file && !/^(WATCHDOG|STATUS)=/.test(text))).toEqual([]);
     expect(first.text).toMatch(/STATUS=10\.42\.\d+\.0\/24 through udp on eth0 \(named by --iface eth0\)/);
     const seen = messages().length;
     await until(
