@@ -20,6 +20,7 @@ export { joinOverlay } from './control/join.js';
 export type { FirewallOptions } from './control/firewall.js';
 export type { FirewallStats } from './host/firewall/firewall.js';
 export type { OverlayOptions } from './control/join.js';
+export type { HostState } from './control/host-watch.js';
 export type { LeaseState, Overlay, OverlayLease, OverlayStatus } from './control/overlay.js';
 export type { DataplaneChoices } from './control/backends/backend.js';
 export type { InterfaceChoice, SelectedInterface } from './host/select-interface.js';

@@ -83,8 +83,12 @@ export interface CloseOptions {
 
 export interface Overlay extends AsyncDisposable {
   readonly network: NetworkConfig;
+  /** What is in use now: its address and MTU are followed. */
   readonly interface: SelectedInterface;
-  /** The user-space engine; undefined where the kernel carries the packets. */
+  /**
+   * The user-space engine; undefined where the kernel carries the packets. Another one from the moment on that it had
+   * to be opened again.
+   */
   readonly dataplane: Dataplane | undefined;
   /** The lease that this host serves now. */
   readonly lease: Lease;

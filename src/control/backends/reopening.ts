@@ -25,6 +25,10 @@ export interface ReopeningOptions {
 
 /** Delays between tries to open again. */
 const RETRY = { minMs: 100, maxMs: 10_000 };
+/** A backend that lived this long has proved itself: the next one is opened without delay. */
+const PROVED_MS = 10_000;
+/** Whoever removes the device again and again meets a new one at doubling distances. */
+const SHORT_LIFE = { minMs: 100, maxMs: 30_000 };
 
 export class ReopeningBackend implements Backend {
   readonly closed: Promise<void>;
@@ -38,6 +42,8 @@ export class ReopeningBackend implements Backend {
   #lease: Lease | undefined;
   #isComplete = false;
   #reopened = 0;
+  #adoptedAt = 0;
+  #shortLives: Backoff | undefined;
   #work: Promise<unknown> = Promise.resolve();
   #closing: Promise<void> | undefined;
   #settle!: { resolve: () => void; reject: (error: unknown) => void };
@@ -179,6 +185,7 @@ export class ReopeningBackend implements Backend {
   #adopt(backend: Backend): void {
     this.#inner = backend;
     this.#current = backend;
+    this.#adoptedAt = this.#options.clock.monotonic();
     backend.closed.catch((error: unknown) => {
       if (this.#current !== backend) return;
       if (!(error instanceof PodwireError) || error.code !== 'DEVICE') {
@@ -186,13 +193,25 @@ export class ReopeningBackend implements Backend {
         this.#settle.reject(error);
         return;
       }
-      this.#options.logger.error({ device: backend.device }, `opening the data plane again: ${error.message}`);
-      void this.#exclusive(() => this.#reopen(backend)).catch(() => undefined);
+      const delayMs = this.#delayMs();
+      const when = delayMs === 0 ? '' : ` in ${delayMs} ms, because it never lasts`;
+      this.#options.logger.error({ device: backend.device }, `opening the data plane again${when}: ${error.message}`);
+      void this.#exclusive(() => this.#reopen(backend, delayMs)).catch(() => undefined);
     });
   }
 
+  /** None after the first short life of a backend, then more and more. */
+  #delayMs(): number {
+    const isShort = this.#options.clock.monotonic() - this.#adoptedAt < PROVED_MS;
+    if (!isShort || this.#shortLives === undefined) {
+      this.#shortLives = isShort ? new Backoff(SHORT_LIFE) : undefined;
+      return 0;
+    }
+    return Math.round(this.#shortLives.nextMs());
+  }
+
   /** Until it works or the backend is closed. @param only the backend to replace; nothing is done if it was replaced. */
-  async #reopen(only?: Backend): Promise<void> {
+  async #reopen(only?: Backend, delayMs = 0): Promise<void> {
     if (only !== undefined && this.#current !== only) return;
     const { open, logger, clock } = this.#options;
     const { signal } = this.#stopping;
@@ -200,6 +219,7 @@ export class ReopeningBackend implements Backend {
     this.#current = undefined;
     const beganAt = clock.monotonic();
     await old.close().catch((error: unknown) => logger.debug({ err: messageOf(error) }, 'the old data plane failed'));
+    if (delayMs > 0) await pause(clock, delayMs, signal);
     const backoff = new Backoff(RETRY);
     for (let told = ''; !signal.aborted;) {
       let backend: Backend | undefined;

@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { Backend } from '../../../src/control/backends/backend.js';
 import { ReopeningBackend } from '../../../src/control/backends/reopening.js';
-import { systemClock } from '../../../src/control/clock.js';
+import { type Clock, ManualClock, systemClock } from '../../../src/control/clock.js';
 import type { Lease } from '../../../src/control/lease.js';
 import type { Logger } from '../../../src/dataplane/logger.js';
 import { PodwireError } from '../../../src/errors.js';
@@ -94,11 +94,11 @@ const logger = Object.fromEntries(
   ]),
 ) as unknown as Logger;
 
-function open(): Promise<ReopeningBackend> {
+function open(clock: Clock = systemClock): Promise<ReopeningBackend> {
   return ReopeningBackend.open({
     underlay: at(1500),
     logger,
-    clock: systemClock,
+    clock,
     onRouteFault: (prefix, reason) => faults.push(`${prefix.toString()} ${reason}`),
     open: async (underlay, before) => {
       await gate();
@@ -111,8 +111,8 @@ function open(): Promise<ReopeningBackend> {
   });
 }
 
-async function started(): Promise<ReopeningBackend> {
-  const backend = await open();
+async function started(clock?: Clock): Promise<ReopeningBackend> {
+  const backend = await open(clock);
   backend.setRoute(peer(1).subnet, peer(1));
   await backend.begin(own);
   backend.setRoute(peer(2).subnet, peer(2));
@@ -157,6 +157,39 @@ describe('a device that is removed', () => {
     made[1]!.fail(GONE);
     await until(() => backend.reopened === 2, { what: 'the third one' });
     expect(made[2]!.events).toContain('begin 10.42.8.0/24');
+    await backend.close();
+  });
+
+  test('again and again is met at growing distances', async () => {
+    const clock = new ManualClock();
+    const backend = await started(clock);
+    const gaps: number[] = [];
+    for (let life = 0; life < 9; life++) {
+      const before = clock.monotonic();
+      let turns = 0;
+      made.at(-1)!.fail(GONE);
+      await until(
+        async () => {
+          if (backend.reopened > life) return true;
+          if (++turns > 5) await clock.advance(500);
+          return undefined;
+        },
+        { what: 'the next one', intervalMs: 0 },
+      );
+      gaps.push(clock.monotonic() - before);
+    }
+    expect(gaps[0]).toBe(0);
+    expect(gaps[3]).toBeLessThan(1_000);
+    expect(gaps[8]).toBeGreaterThan(5_000);
+    expect(said.find((line) => line.includes('never lasts'))).toMatch(
+      /again in \d+ ms, because it never lasts: the TUN/,
+    );
+    // One that lasts is taken at its word.
+    await clock.advance(10_000);
+    const before = clock.monotonic();
+    made.at(-1)!.fail(GONE);
+    await until(() => backend.reopened === 10, { what: 'the last one' });
+    expect(clock.monotonic()).toBe(before);
     await backend.close();
   });
 
