@@ -195,7 +195,10 @@ export class ReopeningBackend implements Backend {
       }
       const delayMs = this.#delayMs();
       const when = delayMs === 0 ? '' : ` in ${delayMs} ms, because it never lasts`;
-      this.#options.logger.error({ device: backend.device }, `opening the data plane again${when}: ${error.message}`);
+      this.#options.logger.error(
+        { device: backend.device, reason: error.message },
+        `the data plane is lost, opening it again${when}`,
+      );
       void this.#exclusive(() => this.#reopen(backend, delayMs)).catch(() => undefined);
     });
   }
