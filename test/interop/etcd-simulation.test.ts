@@ -188,12 +188,12 @@ describe.skipIf(missing({ counterparts: ['etcd-3.6', 'etcdctl'] }))(`etcd simula
     corrupt: async () => {
       const path = pathOf(ofHosts());
       const kv = await surely(() => raw.get(path));
-      if (kv) await surely(() => raw.put(path, kv.value.toString().slice(0, Math.floor(random() * 40)), kv.lease));
       if (!kv) return;
+      await surely(() => raw.putIfSame(kv, kv.value.toString().slice(0, Math.floor(random() * 40))));
       repairs.push(() =>
         surely(async () => {
           const now = await raw.get(path);
-          if (now && now.value.length < 40) await raw.put(path, kv.value.toString(), now.lease);
+          if (now && now.value.length < 40) await raw.putIfSame(now, kv.value.toString());
         }),
       );
     },

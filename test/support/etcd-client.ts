@@ -38,6 +38,13 @@ export class RawEtcd {
     await this.#change(key, [{ request_delete_range: { key: Buffer.from(key) } }], (kv) => kv === undefined);
   }
 
+  /** Writes a key, bound as it is, unless it has changed since `kv` was read. */
+  async putIfSame(kv: KeyValue, value: string): Promise<void> {
+    const compare: Compare = { key: kv.key, result: 'EQUAL', target: 'MOD', mod_revision: Number(kv.mod_revision) };
+    const put = { request_put: { key: kv.key, value: Buffer.from(value), lease: kv.lease } };
+    await this.transport.read('txn', { compare: [compare], success: [put] });
+  }
+
   /** Deletes a key unless it has changed since `kv` was read. */
   async deleteIfSame(kv: KeyValue): Promise<void> {
     const compare: Compare = { key: kv.key, result: 'EQUAL', target: 'MOD', mod_revision: Number(kv.mod_revision) };

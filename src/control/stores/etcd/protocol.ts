@@ -2,7 +2,7 @@
  * The part of etcd's v3 gRPC protocol that the store speaks: messages and methods as in `etcdserverpb/rpc.proto` and
  * `mvccpb/kv.proto` of etcd 3.4 and later. 64-bit numbers are decimal strings, since lease ids use all their bits.
  */
-import type { MethodDefinition } from '@grpc/proto-loader';
+import { decode, encode, type Schema } from './protobuf.js';
 
 export interface ResponseHeader {
   readonly cluster_id: string;
@@ -80,15 +80,10 @@ export interface Methods {
 
 export type MethodName = keyof Methods;
 
-/** How gRPC calls each method, and the one stream. */
-export type Codec = Readonly<Record<MethodName | 'watch', MethodDefinition<object, object>>>;
-
-type Field = readonly [id: number, type: string, rule?: 'repeated'];
-
-const HEADER: Record<string, Field> = { header: [1, 'ResponseHeader'] };
+const HEADER = { header: [1, 'ResponseHeader'] } as const;
 
 /** Field numbers and types; fields that the store never uses are left out, which protobuf skips. */
-const MESSAGES: Readonly<Record<string, Readonly<Record<string, Field>>>> = {
+const MESSAGES: Schema['messages'] = {
   ResponseHeader: { cluster_id: [1, 'uint64'], revision: [3, 'int64'] },
   KeyValue: {
     key: [1, 'bytes'],
@@ -110,9 +105,9 @@ const MESSAGES: Readonly<Record<string, Readonly<Record<string, Field>>>> = {
     request_delete_range: [3, 'DeleteRangeRequest'],
   },
   ResponseOp: {
-    response_range: [1, 'RangeResponse'],
-    response_put: [2, 'PutResponse'],
-    response_delete_range: [3, 'DeleteRangeResponse'],
+    response_range: [1, 'RangeResponse', 'optional'],
+    response_put: [2, 'PutResponse', 'optional'],
+    response_delete_range: [3, 'DeleteRangeResponse', 'optional'],
   },
   Compare: {
     result: [1, 'CompareResult'],
@@ -152,63 +147,36 @@ const MESSAGES: Readonly<Record<string, Readonly<Record<string, Field>>>> = {
   AuthenticateResponse: { ...HEADER, token: [2, 'string'] },
 };
 
-const ENUMS = {
-  EventType: { PUT: 0, DELETE: 1 },
-  CompareResult: { EQUAL: 0, GREATER: 1, LESS: 2, NOT_EQUAL: 3 },
-  CompareTarget: { VERSION: 0, CREATE: 1, MOD: 2, VALUE: 3, LEASE: 4 },
+/** By number. */
+const ENUMS: Schema['enums'] = {
+  EventType: ['PUT', 'DELETE'],
+  CompareResult: ['EQUAL', 'GREATER', 'LESS', 'NOT_EQUAL'],
+  CompareTarget: ['VERSION', 'CREATE', 'MOD', 'VALUE', 'LEASE'],
 };
 
-/** A message has either of these fields, so that zero is sent as well. */
-const ONEOFS: Readonly<Record<string, readonly string[]>> = {
-  Compare: ['version', 'create_revision', 'mod_revision'],
-  RequestOp: ['request_range', 'request_put', 'request_delete_range'],
-  ResponseOp: ['response_range', 'response_put', 'response_delete_range'],
-  WatchRequest: ['create_request', 'progress_request'],
-};
+const SCHEMA: Schema = { messages: MESSAGES, enums: ENUMS };
 
-const SERVICES: Readonly<Record<string, readonly string[]>> = {
-  KV: ['Range', 'Txn'],
-  Watch: ['Watch'],
-  Lease: ['LeaseGrant', 'LeaseRevoke', 'LeaseTimeToLive'],
-  Auth: ['Authenticate'],
-};
+/** How gRPC calls one method. */
+export interface MethodCodec {
+  readonly path: string;
+  readonly serialize: (request: object) => Buffer;
+  readonly deserialize: (bytes: Buffer) => object;
+}
 
-/** Builds the encoders and decoders. Loads the protobuf library, so only when there is a store to talk to. */
-export async function loadCodec(): Promise<Codec> {
-  const { fromJSON } = await import('@grpc/proto-loader');
-  const messages = Object.entries(MESSAGES).map(([name, fields]) => {
-    const described = Object.entries(fields).map(([field, [id, type, rule]]) => [
-      field,
-      { id, type, ...(rule && { rule }) },
-    ]);
-    const oneof = ONEOFS[name];
-    return [name, { fields: Object.fromEntries(described), ...(oneof && { oneofs: { one: { oneof: [...oneof] } } }) }];
-  });
-  const enums = Object.entries(ENUMS).map(([name, values]) => [name, { values }]);
-  const services = Object.entries(SERVICES).map(([name, methods]) => {
-    const stream = name === 'Watch' ? { requestStream: true, responseStream: true } : {};
-    const described = methods.map((method) => {
-      return [method, { requestType: `${method}Request`, responseType: `${method}Response`, ...stream }];
-    });
-    return [name, { methods: Object.fromEntries(described) as object }];
-  });
-  const nested = Object.fromEntries([...messages, ...enums, ...services]) as object;
-  const definition = fromJSON({ nested: { etcdserverpb: { nested } } } as Parameters<typeof fromJSON>[0], {
-    keepCase: true,
-    longs: String,
-    enums: String,
-    defaults: true,
-    arrays: true,
-  }) as unknown as Readonly<Record<string, Readonly<Record<string, MethodDefinition<object, object>>>>>;
-  const method = (service: string, name: string): MethodDefinition<object, object> =>
-    definition[`etcdserverpb.${service}`]![name]!;
+function method(service: string, name: string): MethodCodec {
   return {
-    range: method('KV', 'Range'),
-    txn: method('KV', 'Txn'),
-    leaseGrant: method('Lease', 'LeaseGrant'),
-    leaseRevoke: method('Lease', 'LeaseRevoke'),
-    leaseTimeToLive: method('Lease', 'LeaseTimeToLive'),
-    authenticate: method('Auth', 'Authenticate'),
-    watch: method('Watch', 'Watch'),
+    path: `/etcdserverpb.${service}/${name}`,
+    serialize: (request) => encode(SCHEMA, `${name}Request`, request),
+    deserialize: (bytes) => decode(SCHEMA, `${name}Response`, bytes),
   };
 }
+
+export const METHODS: Readonly<Record<MethodName | 'watch', MethodCodec>> = {
+  range: method('KV', 'Range'),
+  txn: method('KV', 'Txn'),
+  leaseGrant: method('Lease', 'LeaseGrant'),
+  leaseRevoke: method('Lease', 'LeaseRevoke'),
+  leaseTimeToLive: method('Lease', 'LeaseTimeToLive'),
+  authenticate: method('Auth', 'Authenticate'),
+  watch: method('Watch', 'Watch'),
+};

@@ -12,14 +12,7 @@ import { checkServerIdentity } from 'node:tls';
 import type * as Grpc from '@grpc/grpc-js';
 import { pause, systemClock } from '../../clock.js';
 import { EtcdFault, faultOf } from './faults.js';
-import {
-  loadCodec,
-  type Codec,
-  type MethodName,
-  type Methods,
-  type WatchRequest,
-  type WatchResponse,
-} from './protocol.js';
+import { METHODS, type MethodName, type Methods, type WatchRequest, type WatchResponse } from './protocol.js';
 import type { Endpoint, TlsFiles, TlsMaterial } from './settings.js';
 
 export interface TransportOptions {
@@ -49,11 +42,6 @@ export interface WatchStream {
 interface Node {
   readonly endpoint: Endpoint;
   client: Grpc.Client | undefined;
-}
-
-interface Loaded {
-  readonly grpc: typeof Grpc;
-  readonly codec: Codec;
 }
 
 /** How long a read waits for the preferred endpoint before it asks the next one as well. */
@@ -90,7 +78,7 @@ export class EtcdTransport {
     logins: 0,
   };
   readonly #options: TransportOptions;
-  readonly #loaded: Promise<Loaded>;
+  readonly #grpc: Promise<typeof Grpc>;
   /** The preferred endpoint first. */
   #nodes: Node[];
   #isProven = false;
@@ -105,9 +93,9 @@ export class EtcdTransport {
     const start = Math.min(endpoints.length - 1, Math.floor(random() * endpoints.length));
     const order = [...endpoints.slice(start), ...endpoints.slice(0, start)];
     this.#nodes = order.map((endpoint) => ({ endpoint, client: undefined }));
-    this.#loaded = load();
+    this.#grpc = import('@grpc/grpc-js');
     // Whoever calls first hears of it.
-    this.#loaded.catch(() => undefined);
+    this.#grpc.catch(() => undefined);
   }
 
   /** Calls a method that may be repeated. @throws EtcdFault, the last word of all endpoints. */
@@ -148,14 +136,14 @@ export class EtcdTransport {
     onMessage: (message: WatchResponse) => void,
     onEnd: (fault: EtcdFault) => void,
   ): Promise<WatchStream> {
-    const { grpc, codec } = await this.#loaded;
+    const grpc = await this.#grpc;
     const node = this.#nodes[0]!;
     const token = await this.#login(performance.now() + this.#options.requestTimeoutMs);
     const metadata = new grpc.Metadata();
     metadata.set('hasleader', 'true');
     if (token !== undefined) metadata.set('token', token);
-    const { path, requestSerialize, responseDeserialize } = codec.watch;
-    const call = this.#client(grpc, node).makeBidiStreamRequest(path, requestSerialize, responseDeserialize, metadata);
+    const { path, serialize, deserialize } = METHODS.watch;
+    const call = this.#client(grpc, node).makeBidiStreamRequest(path, serialize, deserialize, metadata);
     let isOver = false;
     const end = (error: unknown): void => {
       if (isOver) return;
@@ -257,21 +245,20 @@ export class EtcdTransport {
     giveUpMs: number,
     signal: AbortSignal | undefined,
   ): Promise<Methods[M][1]> {
-    const { grpc, codec } = await this.#loaded;
+    const grpc = await this.#grpc;
     const isLogin = method === 'authenticate';
     const token = isLogin ? undefined : this.#login(giveUpMs);
     try {
-      return await this.#unary(grpc, codec, node, method, request, await token, giveUpMs, signal);
+      return await this.#unary(grpc, node, method, request, await token, giveUpMs, signal);
     } catch (error) {
       if (isLogin || !(error instanceof EtcdFault) || !this.#wantsLogin(error)) throw error;
       if (this.#token === token) this.#token = undefined;
-      return this.#unary(grpc, codec, node, method, request, await this.#login(giveUpMs), giveUpMs, signal);
+      return this.#unary(grpc, node, method, request, await this.#login(giveUpMs), giveUpMs, signal);
     }
   }
 
   #unary<M extends MethodName>(
     grpc: typeof Grpc,
-    codec: Codec,
     node: Node,
     method: M,
     request: Methods[M][0],
@@ -279,7 +266,7 @@ export class EtcdTransport {
     giveUpMs: number,
     signal: AbortSignal | undefined,
   ): Promise<Methods[M][1]> {
-    const { path, requestSerialize, responseDeserialize } = codec[method];
+    const { path, serialize, deserialize } = METHODS[method];
     const { url } = node.endpoint;
     const startedMs = performance.now();
     const timeoutMs = Math.max(1, giveUpMs - startedMs);
@@ -293,8 +280,8 @@ export class EtcdTransport {
       this.counters.requests++;
       const call = this.#client(grpc, node).makeUnaryRequest(
         path,
-        requestSerialize,
-        responseDeserialize,
+        serialize,
+        deserialize,
         request,
         metadata,
         { deadline: Date.now() + timeoutMs },
@@ -391,11 +378,6 @@ export class EtcdTransport {
     if (this.#nodes.length > 1) this.counters.endpointSwitches++;
     this.#nodes = [...this.#nodes.slice(1), node];
   }
-}
-
-async function load(): Promise<Loaded> {
-  const [grpc, codec] = await Promise.all([import('@grpc/grpc-js'), loadCodec()]);
-  return { grpc, codec };
 }
 
 function together(faults: readonly EtcdFault[]): EtcdFault {
