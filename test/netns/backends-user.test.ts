@@ -38,5 +38,18 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'pin
       lease: { BackendType: 'vxlan', BackendData: vtep },
       survives: true,
     });
+    backendContract({
+      name: 'ipip by podwire',
+      backend: { Type: 'ipip', Mode: 'user' },
+      mtu: 1480,
+      lease: { BackendType: 'ipip' },
+    });
+    backendContract({
+      name: 'ipip by podwire with DirectRouting',
+      backend: { Type: 'ipip', Mode: 'user', DirectRouting: true },
+      mtu: 1480,
+      lease: { BackendType: 'ipip' },
+      survives: true,
+    });
   },
 );

@@ -67,6 +67,8 @@ export interface Backend extends AsyncDisposable {
   readonly facts: Readonly<Record<string, unknown>>;
   /** Undefined where the kernel carries the packets. */
   readonly stats: DataplaneStats | undefined;
+  /** True where the engine has no port to ask and answer peer probes on. */
+  readonly isWithoutPort?: boolean;
   /** True where the leases of other hosts are shown and nothing is set up for them. */
   readonly isPassive?: boolean;
   /**

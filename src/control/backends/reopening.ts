@@ -101,6 +101,10 @@ export class ReopeningBackend implements Backend {
     return this.#inner.mtu;
   }
 
+  get isWithoutPort(): boolean {
+    return this.#inner.isWithoutPort ?? false;
+  }
+
   get isPassive(): boolean {
     return this.#inner.isPassive ?? false;
   }

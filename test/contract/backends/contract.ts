@@ -74,7 +74,7 @@ export function backendContract(row: BackendRow): void {
     test.skipIf(row.isolated)('peers answer probes', async () => {
       const probe = async (): Promise<PeerProbe | undefined> => {
         const { leases, dataplane } = await bed.status(bed.a);
-        return dataplane === undefined ? leases[0]?.probe : dataplane.peers[0]?.probe;
+        return leases[0]?.probe ?? dataplane?.peers[0]?.probe;
       };
       const seen = await until(async () => ((await probe())?.state === 'ok' ? probe() : undefined), {
         what: 'an answer to a probe',
