@@ -14,6 +14,8 @@ type Counts = Record<(typeof COUNTS)[number], number>;
 export interface PeerSeries extends Readonly<Counts> {
   /** Underlay address, or `other`. */
   readonly peer: string;
+  /** False where the kernel carries the packets: then nothing is counted. */
+  readonly isCounted: boolean;
   /** Bytes of outer packet; 0 where it is not known. */
   readonly pathMtu: number;
   readonly lastHeardMs?: number;
@@ -57,10 +59,10 @@ export class PeerAccounts {
     const unnamed = new Map<string, Counts>();
     for (const [address, one] of present) {
       if (this.#named.has(address)) {
-        if (one !== undefined) series.push(one);
+        series.push(one);
         continue;
       }
-      const now = one ?? { ...zero() };
+      const now = one;
       const before = this.#unnamed.get(address);
       // Fewer than before: it left and came back between two readings.
       for (const name of COUNTS) {
@@ -71,7 +73,9 @@ export class PeerAccounts {
     }
     this.#unnamed = unnamed;
     this.#hasOther ||= unnamed.size > 0;
-    if (this.#hasOther) series.push({ peer: OTHER, ...this.#other, pathMtu: 0 });
+    if (this.#hasOther && overlay.dataplane !== undefined) {
+      series.push({ peer: OTHER, ...this.#other, isCounted: true, pathMtu: 0 });
+    }
     return { series, named: this.#named, unnamed: unnamed.size };
   }
 }
@@ -80,15 +84,27 @@ function zero(): Counts {
   return { txPackets: 0, txBytes: 0, rxPackets: 0, rxBytes: 0, txDrops: 0, rxDrops: 0 };
 }
 
-/** Hosts by underlay address; undefined where no packets are counted for one. */
-function byAddress({ dataplane, leases }: OverlayStatus): Map<string, PeerSeries | undefined> {
-  const found = new Map<string, PeerSeries | undefined>();
-  for (const { lease } of leases) found.set(lease.attributes.publicIp.toString(), undefined);
+/** Hosts by underlay address: those with leases first, and those that have routes only. */
+function byAddress({ dataplane, leases }: OverlayStatus): Map<string, PeerSeries> {
+  const found = new Map<string, PeerSeries>();
+  for (const { lease, probe, lastHeardMs } of leases) {
+    const peer = lease.attributes.publicIp.toString();
+    found.set(peer, {
+      peer,
+      ...zero(),
+      isCounted: false,
+      pathMtu: 0,
+      ...(probe === undefined ? {} : { probe }),
+      ...(lastHeardMs === undefined ? {} : { lastHeardMs }),
+    });
+  }
   for (const peer of dataplane?.peers ?? []) {
     const { address, pathMtu, lastHeardMs, probe } = peer;
     const same = found.get(address);
     found.set(address, {
+      ...same,
       peer: address,
+      isCounted: true,
       // A host with several next hops sends through each, and is counted once for what it receives.
       txPackets: (same?.txPackets ?? 0) + peer.txPackets,
       txBytes: (same?.txBytes ?? 0) + peer.txBytes,
@@ -117,6 +133,7 @@ function counts(
     labels: ['peer', 'direction'],
     read: ({ peers }, add) => {
       for (const one of peers.series) {
+        if (!one.isCounted) continue;
         add(one[egress], { peer: one.peer, direction: 'egress' });
         add(one[ingress], { peer: one.peer, direction: 'ingress' });
       }

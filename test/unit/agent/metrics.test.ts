@@ -66,12 +66,17 @@ describe('the text', () => {
 
   test('of a kernel backend has leases and no engine', async () => {
     const { state, read } = fixture();
-    state.overlay = overlayStatus({ dataplane: undefined, leases: [routed('10.42.8.0/24', '192.168.1.8')] });
+    const probe = { state: 'ok' as const, rttUs: 250, lossPermille: 0 };
+    const leases = [{ ...routed('10.42.8.0/24', '192.168.1.8'), probe, lastHeardMs: 2000 }];
+    state.overlay = overlayStatus({ dataplane: undefined, leases });
     const families = await read();
     expect(families.get('podwire_packets_total')?.samples.size).toBe(0);
     expect(sampleOf(families, 'podwire_leases', 'state="routed"')).toBe(1);
     const labels = 'backend="udp",peer="192.168.1.8",state="routed",subnet="10.42.8.0/24",subnet6=""';
     expect(sampleOf(families, 'podwire_peer_info', labels)).toBe(1);
+    expect(families.get('podwire_peer_packets_total')?.samples.size).toBe(0);
+    expect(sampleOf(families, 'podwire_peer_probe_rtt_seconds', 'peer="192.168.1.8"')).toBe(0.00025);
+    expect(sampleOf(families, 'podwire_peer_last_heard_seconds', 'peer="192.168.1.8"')).toBe(2);
   });
 });
 
