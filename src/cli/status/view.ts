@@ -286,5 +286,7 @@ function heardText({ lease, peer, isSame }: Row): string {
   if (isSame) return '';
   const ms = peer?.lastHeardMs ?? lease.lastHeardMs;
   if (ms !== undefined) return ms < 1000 ? 'now' : `${formatDuration(ms)} ago`;
+  // It answers probes, but no pod of it has sent anything.
+  if ((peer?.probe ?? lease.probe)?.state === 'ok') return 'idle';
   return peer === undefined ? '' : 'never';
 }

@@ -148,15 +148,15 @@ describe('the view', () => {
   });
 
   test.each([
-    [{ state: 'no-probe', lossPermille: 1000 } as const, 'no probe'],
-    [{ state: 'unanswered', rttUs: 20, lossPermille: 1000 } as const, 'no answer  100 %'],
-    [{ state: 'ok', rttUs: 12_345, lossPermille: 0 } as const, '12.3 ms  0 %'],
+    [{ state: 'no-probe', lossPermille: 1000 } as const, 'never  no probe'],
+    [{ state: 'unanswered', rttUs: 20, lossPermille: 1000 } as const, 'never  no answer  100 %'],
+    [{ state: 'ok', rttUs: 12_345, lossPermille: 0 } as const, 'idle  12.3 ms  0 %'],
   ])('a probe that is %j reads %s', (probe, text) => {
     const status = statusOf({
       leases: [routed('10.42.8.0/24', '192.168.1.8')],
       dataplane: engineStats({}, [peerStats('192.168.1.8', { probe })]),
     });
-    expect(linesOf(status).at(-1)).toContain(`never  ${text}  1500`);
+    expect(linesOf(status).at(-1)).toContain(`${text}  1500`);
   });
 
   test('fits any width: columns give way, the reason last', () => {
