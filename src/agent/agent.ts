@@ -4,7 +4,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { joinOverlay } from '../control/join.js';
-import { messageOf } from '../errors.js';
+import { messageOf, PodwireError } from '../errors.js';
+import { findFlanneld } from '../host/flanneld.js';
 import { checkSystem } from '../host/system.js';
 import type { LeaseStore, Logger, Overlay } from '../index.js';
 import type { AgentConfig } from './config.js';
@@ -78,6 +79,13 @@ export class Agent {
       closing.push(() => store[Symbol.asyncDispose]());
       this.#log.info({ version: VERSION, pid: process.pid, store: store.description }, 'podwire agent starts');
       for (const warning of config.warnings) this.#log.warn({}, warning);
+      const flanneld = findFlanneld(config.subnetFile);
+      if (flanneld !== undefined) {
+        throw new PodwireError(
+          'DEVICE_IN_USE',
+          `flanneld (pid ${flanneld}) runs here with the same subnet file ${config.subnetFile}: stop it first (systemctl stop flanneld)`,
+        );
+      }
       await checkSystem();
       const metrics = createMetrics({
         version: VERSION,

@@ -7,6 +7,7 @@ import { errnoOf, messageOf, PodwireError } from '../errors.js';
 import { run } from '../host/exec.js';
 import { readPreviousNetworks } from '../host/firewall/previous.js';
 import { findRemains } from '../host/firewall/remains.js';
+import { findFlanneld } from '../host/flanneld.js';
 import { Prefix } from '../net/prefix.js';
 import { ExitCode, EXIT_FAILURE, UsageError } from './usage.js';
 
@@ -53,9 +54,13 @@ async function cleanUp(options: CleanupOptions): Promise<void> {
       `an agent is alive at ${controlSocket}: stop it first, nothing was removed`,
     );
   }
-  const networks = [...given, ...(await readPreviousNetworks(subnetFile))];
   const say = (line: string): void => void process.stdout.write(`${line}\n`);
-  if (networks.length === 0) {
+  const flanneld = findFlanneld(subnetFile);
+  const networks = flanneld === undefined ? [...given, ...(await readPreviousNetworks(subnetFile))] : [];
+  if (flanneld !== undefined) {
+    // It has taken our routes and devices over and uses them.
+    say(`flanneld (pid ${flanneld}) runs here with ${subnetFile}: routes, devices and its rules are left alone`);
+  } else if (networks.length === 0) {
     say(`${subnetFile} names no pod network: routes, devices and flanneld's rules are left alone (see --network)`);
   }
   const remains = await findRemains({ runner: run, subnetFile, controlSocket, networks });

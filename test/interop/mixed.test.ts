@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { Cluster, CLUSTER_NEEDS, type Daemon } from '../support/clusters.js';
 import { complaints, exchange, expectLeases, longestGapMs, losses, statusOf } from '../support/clusters-checks.js';
-import { until } from '../support/process.js';
+import { cli, until } from '../support/process.js';
 import { missing } from '../support/requires.js';
 
 const V4 = { Network: '10.42.0.0/16' };
@@ -110,6 +110,27 @@ describe.skipIf(lacking).each<Backend>(BACKENDS)('$name, one flanneld and two po
       expect((await host.ns.ok('iptables-save', [])).includes('-j FLANNEL-')).toBe(kind === 'flanneld');
       for (const { ns } of cluster.pods()) await ns.ok('ping', ['-c', '1', '-W', '2', '-n', '10.77.0.250']);
     }
+  });
+
+  test('beside a running flanneld podwire does not start, and cleans up only what is its own', async () => {
+    const host = cluster.host(1);
+    const leases = await cluster.leases();
+    const counts = await cluster.pinging(async () => {
+      const env = { ...process.env, PODWIRE_STATE_DIR: `${host.run}/state` };
+      const second = await host.ns.run(process.execPath, [cli, 'agent', ...host.unit.arguments], { env });
+      expect(second.code).toBe(1);
+      expect(second.stderr).toMatch(/flanneld \(pid \d+\) runs here with the same subnet file .*: stop it first/);
+      // From the test before, where podwire had its place.
+      const cleanup = await host.ns.ok(process.execPath, [cli, 'cleanup', `--subnet-file=${host.subnetFile}`]);
+      expect(cleanup).toMatch(
+        /^flanneld \(pid \d+\) runs here .* left alone\n(removed nft table ip6? podwire-\S+\n)+$/,
+      );
+    });
+    expect(losses(counts)).toEqual([]);
+    expect(await cluster.leases()).toEqual(leases);
+    expect(await host.ns.ok('nft', ['list', 'tables'])).not.toContain('podwire');
+    expect(await host.ns.ok('iptables-save', [])).toContain('-j FLANNEL-');
+    for (const { ns } of cluster.pods()) await ns.ok('ping', ['-c', '1', '-W', '2', '-n', '10.77.0.250']);
   });
 
   test('a host leaves and comes back while the others talk', async () => {
