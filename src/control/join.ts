@@ -118,30 +118,11 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
     if (notice.kind === 'degraded') logger.warn({}, notice.reason);
   });
   const network = await readNetwork(store, clock, logger, signal, options.waitForConfig ?? false);
-  const select = (): Promise<SelectedInterface> =>
-    selectInterface(runner, options.interface ?? {}, underlayFamilies(network));
-  const underlay = await select();
-  logger.info(
-    {
-      interface: underlay.name,
-      address: String(underlay.address ?? underlay.address6),
-      publicIp: String(underlay.publicIp ?? underlay.publicIpv6),
-      mtu: underlay.mtu,
-      why: underlay.why,
-    },
-    'underlay chosen',
-  );
-  let previous: PreviousSubnets = {};
-  if (subnetFile !== false) {
-    previous = await readPreviousSubnets(subnetFile);
-    await checkSubnetEnvWritable(subnetFile);
-  }
-  throwIfAborted(signal, 'joining the overlay');
   const undo: (() => Promise<void>)[] = [];
   if (durable !== undefined) undo.push(() => durable.discard());
   try {
     // Before the subnet file is written anew: it tells what an earlier run has left. While the firewall's programs are
-    // asked what they can do, the backend opens.
+    // asked what they can do, the underlay is chosen and the backend opens.
     const openingFirewall =
       options.firewall === undefined
         ? undefined
@@ -158,6 +139,25 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       const firewall = await openingFirewall?.catch(() => undefined);
       await firewall?.close();
     });
+    const select = (): Promise<SelectedInterface> =>
+      selectInterface(runner, options.interface ?? {}, underlayFamilies(network));
+    const underlay = await select();
+    logger.info(
+      {
+        interface: underlay.name,
+        address: String(underlay.address ?? underlay.address6),
+        publicIp: String(underlay.publicIp ?? underlay.publicIpv6),
+        mtu: underlay.mtu,
+        why: underlay.why,
+      },
+      'underlay chosen',
+    );
+    let previous: PreviousSubnets = {};
+    if (subnetFile !== false) {
+      previous = await readPreviousSubnets(subnetFile);
+      await checkSubnetEnvWritable(subnetFile);
+    }
+    throwIfAborted(signal, 'joining the overlay');
     const monitor = seams.monitor ?? HostMonitor.start({ onNotice: (level, message) => logger[level]({}, message) });
     undo.push(() => monitor.close());
     const say = (level: 'info' | 'warn' | 'error', fields: object, message: string): void =>
