@@ -2,6 +2,8 @@
 import { Command, InvalidArgumentError } from 'commander';
 import { constants } from 'node:os';
 import { run } from '../host/exec.js';
+import type { Family } from '../net/prefix.js';
+import { LAB_BACKENDS, labBackend } from './lab/backends.js';
 import { AgentOverlay } from './lab/overlay.js';
 import {
   checkTun,
@@ -24,6 +26,8 @@ interface LabOptions {
   readonly hold?: true;
   readonly backend: string;
   readonly workers: string;
+  readonly ipv6?: true;
+  readonly dualStack?: true;
 }
 
 const MAX_SECONDS = 3600;
@@ -44,16 +48,21 @@ export function labCommand(): Command {
     .option('--hosts <number>', 'hosts at the start; one more joins and leaves', wholeNumber(2, MAX_HOSTS - 1), 2)
     .option('--json', 'print one JSON document and nothing else')
     .option('--hold', 'stay up after the checks, until Ctrl-C')
-    .option('--backend <name>', 'what carries the packets', 'udp')
+    .option('--backend <name>', `what carries the packets: ${LAB_BACKENDS.join(', ')}`, 'udp')
+    .option('--ipv6', 'hosts and pods with IPv6 alone')
+    .option('--dual-stack', 'hosts and pods with IPv4 and IPv6')
     .option('--workers <number>', "worker threads of each agent, or 'auto'", 'auto')
     .allowExcessArguments(false)
     .action(async (options: LabOptions) => {
-      if (options.backend !== 'udp') {
-        throw new UsageError(`--backend ${options.backend}: this version carries packets with 'udp' only`);
-      }
+      labBackend(options.backend, familiesOf(options));
       if (options.workers !== 'auto') wholeNumberOf('--workers', options.workers, 1, 64);
       await (privilege() === 'full' || insideOwnNamespace() ? lab(options) : labInOwnNamespace());
     });
+}
+
+function familiesOf({ ipv6, dualStack }: LabOptions): readonly Family[] {
+  if (ipv6 === true && dualStack === true) throw new UsageError('--ipv6 and --dual-stack: give one of them');
+  return ipv6 === true ? [6] : dualStack === true ? [4, 6] : [4];
 }
 
 function wholeNumberOf(name: string, text: string, least: number, most: number): void {
@@ -97,7 +106,8 @@ async function lab(options: LabOptions): Promise<void> {
         enter: enterCommand(outside),
       },
       {
-        overlay: async (directory) => await AgentOverlay.create(directory, options.workers),
+        overlay: async (directory) =>
+          await AgentOverlay.create(directory, options.workers, labBackend(options.backend, familiesOf(options))),
         view: chooseView(options),
         report: (result) => print(result, options),
         signal,

@@ -25,6 +25,7 @@ export type Fault = 'nat' | 'mtu' | 'hops' | 'sticky';
  */
 export class RoutesOverlay implements Overlay {
   readonly description = 'kernel routes';
+  readonly traits = { families: [4 as const], isKernel: false, answersUnreachable: true };
   readonly #faults: ReadonlySet<Fault>;
   readonly #members: Member[] = [];
 
@@ -55,7 +56,7 @@ export class RoutesOverlay implements Overlay {
     };
     return {
       subnet,
-      gateway,
+      gateways: [{ address: gateway, length: 24 }],
       mtu: 1472,
       hints: [],
       failed: new Promise<never>(() => {}),

@@ -4,7 +4,8 @@
  */
 import { run } from '../../host/exec.js';
 import { messageOf } from '../../errors.js';
-import { NETWORK } from './topology.js';
+import type { Address, Family } from '../../net/prefix.js';
+import { NETWORKS, type PodPlace } from './topology.js';
 import type { Lab, LabHost } from './lab.js';
 import type { UdpEchoResult } from './protocol.js';
 
@@ -25,20 +26,22 @@ export interface Check {
   readonly name: string;
   /** Drop counters that this check makes grow when all is well, and by how much at most. */
   readonly provokes?: Readonly<Record<string, number>>;
-  readonly run: (lab: Lab) => Promise<Finding>;
+  /** @param over which of the pods' addresses are used. */
+  readonly run: (lab: Lab, over: Family) => Promise<Finding>;
 }
 
-const IP_UDP_BYTES = 28;
+const IP_UDP_BYTES: Readonly<Record<Family, number>> = { 4: 28, 6: 48 };
 const TIMEOUT_MS = 5_000;
-/** The largest UDP payload of IPv4. */
-const LARGEST_DATAGRAM = 65_507;
+/** The largest UDP payload: IPv6 does not count its own header. */
+const LARGEST_DATAGRAM: Readonly<Record<Family, number>> = { 4: 65_507, 6: 65_527 };
 
 /** Runs one check; what it throws is its finding. */
-export async function runCheck(check: Check, lab: Lab): Promise<CheckResult> {
+export async function runCheck(check: Check, lab: Lab, over: Family = lab.traits.families[0]!): Promise<CheckResult> {
+  const name = over === lab.traits.families[0] ? check.name : `${check.name}-v${String(over)}`;
   try {
-    return { name: check.name, ...(await check.run(lab)) };
+    return { name, ...(await check.run(lab, over)) };
   } catch (error) {
-    return { name: check.name, ok: false, detail: messageOf(error) };
+    return { name, ok: false, detail: messageOf(error) };
   }
 }
 
@@ -70,8 +73,11 @@ function complete(result: UdpEchoResult, what: string): Finding {
   return { ok, detail: `${String(result.received)}/${String(result.sent)} ${what}${corrupt}` };
 }
 
-function text(address: { toString(): string }): string {
-  return address.toString();
+/** A pod's address of one family, as text. */
+function addressOf(pod: PodPlace, over: Family): string {
+  const found: Address | undefined = pod.addresses.find(({ family }) => family === over);
+  if (found === undefined) throw new Error(`the pod in ${pod.netns} has no IPv${String(over)} address`);
+  return found.toString();
 }
 
 async function hasPing(): Promise<boolean> {
@@ -83,17 +89,17 @@ async function hasPing(): Promise<boolean> {
 
 const ping: Check = {
   name: 'ping',
-  run: async (lab) => {
+  run: async (lab, over) => {
     if (!(await hasPing())) {
       const echoes = await bothWays(lab, async (from, to) => {
-        const args = { host: text(to.pod.address), sizes: Array.from({ length: 5 }, () => 56), intervalMs: 20 };
+        const args = { host: addressOf(to.pod, over), sizes: Array.from({ length: 5 }, () => 56), intervalMs: 20 };
         return complete(await from.endpoint.call('udpEcho', { ...args, timeoutMs: TIMEOUT_MS }), 'echoes');
       });
       return { ok: echoes.ok, detail: `${echoes.detail} (over UDP: there is no ping command)` };
     }
     return await bothWays(lab, async (from, to) => {
       // ping exits with 1 when something was lost; its summary says what.
-      const command = `ping -n -q -c 5 -i 0.02 -W 2 -w 3 ${text(to.pod.address)} || :`;
+      const command = `ping -n -q -c 5 -i 0.02 -W 2 -w 3 ${addressOf(to.pod, over)} || :`;
       const output = await run('ip', ['netns', 'exec', from.pod.netns, 'sh', '-c', command], { timeoutMs: 15_000 });
       const lost = /(\d+(?:\.\d+)?)% packet loss/.exec(output)?.[1] ?? '100';
       const average = /= [\d.]+\/([\d.]+)\//.exec(output)?.[1] ?? '?';
@@ -104,10 +110,10 @@ const ping: Check = {
 
 const tcp: Check = {
   name: 'tcp',
-  run: async (lab) =>
+  run: async (lab, over) =>
     await bothWays(lab, async (from, to) => {
       const bytes = 4 << 20;
-      const args = { host: text(to.pod.address), bytes, timeoutMs: 2 * TIMEOUT_MS };
+      const args = { host: addressOf(to.pod, over), bytes, timeoutMs: 2 * TIMEOUT_MS };
       const { intactBytes, milliseconds } = await from.endpoint.call('tcpEcho', args);
       const detail = `${String(intactBytes)} of ${String(bytes)} bytes there and back, ${milliseconds.toFixed(0)} ms`;
       return { ok: intactBytes === bytes, detail };
@@ -115,59 +121,67 @@ const tcp: Check = {
 };
 
 /** Echoes datagrams of the given payload sizes; all must come back intact. */
-async function echo(from: LabHost, to: LabHost, sizes: readonly number[], intervalMs: number): Promise<UdpEchoResult> {
-  const args = { host: text(to.pod.address), sizes, intervalMs, timeoutMs: TIMEOUT_MS };
+async function echo(
+  from: LabHost,
+  to: LabHost,
+  over: Family,
+  sizes: readonly number[],
+  intervalMs: number,
+): Promise<UdpEchoResult> {
+  const args = { host: addressOf(to.pod, over), sizes, intervalMs, timeoutMs: TIMEOUT_MS };
   return await from.endpoint.call('udpEcho', args);
 }
 
 const udp: Check = {
   name: 'udp',
-  run: async (lab) =>
+  run: async (lab, over) =>
     await bothWays(lab, async (from, to) => {
       const sizes = Array.from({ length: 200 }, (_, i) => 4 + ((i * 37) % 1200));
-      return complete(await echo(from, to, sizes, 1), 'datagrams back');
+      return complete(await echo(from, to, over, sizes, 1), 'datagrams back');
     }),
 };
 
 const mtu: Check = {
   name: 'mtu',
-  run: async (lab) =>
+  run: async (lab, over) =>
     await bothWays(lab, async (from, to) => {
       // A UDP socket sets DF on what fits its route's MTU, so these cross in one piece or not at all.
-      const size = from.node.mtu - IP_UDP_BYTES;
-      const result = await echo(from, to, [size, size - 1, size, size, size], 2);
+      const size = from.node.mtu - IP_UDP_BYTES[over];
+      const result = await echo(from, to, over, [size, size - 1, size, size, size], 2);
       return complete(result, `packets of ${String(from.node.mtu)} bytes back`);
     }),
 };
 
 const fragments: Check = {
   name: 'fragments',
-  run: async (lab) =>
+  run: async (lab, over) =>
     await bothWays(lab, async (from, to) => {
-      const fits = from.node.mtu - IP_UDP_BYTES;
-      const sizes = [fits + 1, 2 * fits, 5000, 16_384, 40_000, LARGEST_DATAGRAM];
+      const fits = from.node.mtu - IP_UDP_BYTES[over];
+      const sizes = [fits + 1, 2 * fits, 5000, 16_384, 40_000, LARGEST_DATAGRAM[over]];
       return complete(
-        await echo(from, to, sizes, 5),
-        `datagrams of ${String(fits + 1)} to ${String(LARGEST_DATAGRAM)} bytes back`,
+        await echo(from, to, over, sizes, 5),
+        `datagrams of ${String(fits + 1)} to ${String(LARGEST_DATAGRAM[over])} bytes back`,
       );
     }),
 };
 
 const beyondMtu: Check = {
   name: 'beyond-mtu',
-  run: async (lab) => {
+  run: async (lab, over) => {
     // Pods that do not know the overlay's MTU, as behind a CNI plugin with a fixed one: their full-size packets carry
     // DF, the host must refuse them with the right size, and TCP must get through with smaller ones.
     const [a, b] = lab.pair;
-    const larger = a.node.mtu + IP_UDP_BYTES;
+    const larger = a.node.mtu + 28;
     await Promise.all([lab.setPodMtu(a, larger), lab.setPodMtu(b, larger)]);
     try {
       const bytes = 1 << 20;
-      const args = { host: text(b.pod.address), bytes, timeoutMs: 2 * TIMEOUT_MS };
+      const args = { host: addressOf(b.pod, over), bytes, timeoutMs: 2 * TIMEOUT_MS };
       const { intactBytes } = await a.endpoint.call('tcpEcho', args);
-      const learnt = await pathMtu(a, b);
+      const learnt = await pathMtu(a, b, over);
       const detail = `pod MTU ${String(larger)}: TCP ${String(intactBytes)} of ${String(bytes)} bytes, path MTU learnt ${String(learnt ?? 'none')}`;
-      return { ok: intactBytes === bytes && learnt === a.node.mtu, detail };
+      // A dual-stack overlay tells the pods what its narrower family takes.
+      const isLearnt = learnt !== undefined && learnt >= a.node.mtu && learnt < larger;
+      return { ok: intactBytes === bytes && isLearnt, detail };
     } finally {
       await Promise.all([lab.setPodMtu(a, a.node.mtu), lab.setPodMtu(b, b.node.mtu)]);
       for (const host of [a, b]) await run('ip', ['-n', host.pod.netns, 'route', 'flush', 'cache']);
@@ -176,18 +190,18 @@ const beyondMtu: Check = {
 };
 
 /** The path MTU that a pod's kernel holds for another pod. */
-async function pathMtu(from: LabHost, to: LabHost): Promise<number | undefined> {
-  const route = await run('ip', ['-n', from.pod.netns, 'route', 'get', text(to.pod.address)]);
+async function pathMtu(from: LabHost, to: LabHost, over: Family): Promise<number | undefined> {
+  const route = await run('ip', ['-n', from.pod.netns, 'route', 'get', addressOf(to.pod, over)]);
   const found = /\bmtu (\d+)/.exec(route)?.[1];
   return found === undefined ? undefined : Number(found);
 }
 
 const sourceAddress: Check = {
   name: 'source-address',
-  run: async (lab) =>
+  run: async (lab, over) =>
     await bothWays(lab, async (from, to) => {
-      const own = text(from.pod.address);
-      const seen = await from.endpoint.call('who', { host: text(to.pod.address), timeoutMs: TIMEOUT_MS });
+      const own = addressOf(from.pod, over);
+      const seen = await from.endpoint.call('who', { host: addressOf(to.pod, over), timeoutMs: TIMEOUT_MS });
       const ok = seen.tcp === own && seen.udp === own;
       return { ok, detail: ok ? `${own} seen as itself` : `${own} seen as ${seen.tcp} (TCP), ${seen.udp} (UDP)` };
     }),
@@ -195,10 +209,10 @@ const sourceAddress: Check = {
 
 const nodeToPod: Check = {
   name: 'node-to-pod',
-  run: async (lab) => {
+  run: async (lab, over) => {
     const [a, b] = lab.pair;
     return await lab.onHost(a, async (endpoint) => {
-      const host = text(b.pod.address);
+      const host = addressOf(b.pod, over);
       const bytes = 256 * 1024;
       const seen = await endpoint.call('who', { host, timeoutMs: TIMEOUT_MS });
       const { intactBytes } = await endpoint.call('tcpEcho', { host, bytes, timeoutMs: TIMEOUT_MS });
@@ -211,14 +225,20 @@ const nodeToPod: Check = {
 const unreachable: Check = {
   name: 'unreachable',
   provokes: { dropNoRoute: 10 },
-  run: async (lab) => {
+  run: async (lab, over) => {
     const [a] = lab.pair;
-    const nowhere = text(NETWORK.last.offset(-5n));
+    const nowhere = NETWORKS[over].last.offset(-5n).toString();
     const { outcome, milliseconds } = await a.endpoint.call('connect', { host: nowhere, timeoutMs: 2000 });
-    const ok = outcome === 'ENETUNREACH' || outcome === 'EHOSTUNREACH';
+    const ok = isUnreachable(lab, outcome);
     return { ok, detail: `${nowhere} (no lease): ${outcome} after ${milliseconds.toFixed(0)} ms` };
   },
 };
+
+/** What a pod should get that connects to nobody. */
+export function isUnreachable({ traits }: Lab, outcome: string): boolean {
+  if (!traits.answersUnreachable) return outcome !== 'connected';
+  return outcome === 'ENETUNREACH' || outcome === 'EHOSTUNREACH';
+}
 
 /** The order is the order of the table; a pod that cannot be pinged explains the rest. */
 export const CHECKS: readonly Check[] = [
@@ -232,3 +252,6 @@ export const CHECKS: readonly Check[] = [
   nodeToPod,
   unreachable,
 ];
+
+/** Of these a dual-stack overlay gets a second round, over its second family. */
+export const SECOND_FAMILY_CHECKS: readonly Check[] = [ping, tcp, udp, mtu, fragments, sourceAddress, nodeToPod];

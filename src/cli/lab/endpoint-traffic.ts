@@ -2,7 +2,7 @@
 import { createSocket, type Socket as Datagrams } from 'node:dgram';
 import { connect, type Socket } from 'node:net';
 import { messageOf } from '../../errors.js';
-import { PORTS } from './protocol.js';
+import { PORTS, socketType } from './protocol.js';
 
 const RECEIVE_BYTES = 512 * 1024;
 /** A reply later than this is lost. */
@@ -65,7 +65,7 @@ export class Pinger {
 
   start(host: string, intervalMs: number): null {
     this.stop();
-    const socket = createSocket('udp4');
+    const socket = createSocket(socketType(host));
     socket.on('error', () => {});
     socket.on('message', (message) => {
       const sentAt = this.#waiting.get(message.readUInt32BE(0));

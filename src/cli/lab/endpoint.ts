@@ -8,13 +8,14 @@ import { once } from 'node:events';
 import { connect, createServer, type Socket } from 'node:net';
 import { errnoOf, messageOf } from '../../errors.js';
 import { Pinger, Stream } from './endpoint-traffic.js';
-import { PORTS, type Calls, type Reply, type Request, type UdpEchoResult } from './protocol.js';
+import { PORTS, socketType, type Calls, type Reply, type Request, type UdpEchoResult } from './protocol.js';
 import { fillPattern, intactLength } from './pattern.js';
 
 const CHUNK_BYTES = 256 * 1024;
 
-/** Starts the three services; resolves when all of them listen. */
-async function serve(): Promise<void> {
+/** Starts the three services of a family; resolves when all of them listen. */
+async function serve(family: 4 | 6): Promise<void> {
+  const address = family === 4 ? '0.0.0.0' : '::';
   const zeros = Buffer.alloc(CHUNK_BYTES);
   const source = (socket: Socket): void => {
     const more = (): void => {
@@ -34,19 +35,20 @@ async function serve(): Promise<void> {
       socket.on('error', () => socket.destroy());
       handle(socket);
     });
-    server.listen(port, '0.0.0.0');
+    server.listen({ port, host: address, ipv6Only: family === 6 });
     await once(server, 'listening');
   }
-  const echo = createSocket({ type: 'udp4', recvBufferSize: 4 << 20, sendBufferSize: 4 << 20 });
+  const only = { type: family === 4 ? 'udp4' : 'udp6', ipv6Only: family === 6 } as const;
+  const echo = createSocket({ ...only, recvBufferSize: 4 << 20, sendBufferSize: 4 << 20 });
   echo.on('message', (message, from) => echo.send(message, from.port, from.address, () => {}));
-  const who = createSocket('udp4');
+  const who = createSocket(only);
   who.on('message', (_message, from) => who.send(from.address, from.port, from.address, () => {}));
-  await Promise.all([bound(echo, PORTS.echo), bound(who, PORTS.who)]);
+  await Promise.all([bound(echo, PORTS.echo, address), bound(who, PORTS.who, address)]);
 }
 
-async function bound(socket: Datagrams, port: number): Promise<void> {
+async function bound(socket: Datagrams, port: number, address: string): Promise<void> {
   socket.on('error', () => {});
-  socket.bind(port, '0.0.0.0');
+  socket.bind(port, address);
   await once(socket, 'listening');
 }
 
@@ -97,8 +99,8 @@ class Echoes {
   #corrupt = 0;
   #wake: (() => void) | undefined;
 
-  constructor() {
-    this.#socket = createSocket({ type: 'udp4', recvBufferSize: 4 << 20, sendBufferSize: 4 << 20 });
+  constructor(host: string) {
+    this.#socket = createSocket({ type: socketType(host), recvBufferSize: 4 << 20, sendBufferSize: 4 << 20 });
     this.#socket.on('message', (message) => this.#take(message));
     this.#socket.on('error', () => {});
   }
@@ -152,7 +154,7 @@ class Echoes {
 }
 
 async function udpEcho({ host, sizes, intervalMs, timeoutMs }: Parameters<Calls['udpEcho']>[0]) {
-  const echoes = new Echoes();
+  const echoes = new Echoes(host);
   const start = performance.now();
   try {
     for (const [index, size] of sizes.entries()) {
@@ -171,7 +173,7 @@ async function udpEcho({ host, sizes, intervalMs, timeoutMs }: Parameters<Calls[
 const flows = new Map<string, Echoes>();
 
 async function pingPong({ host, flow, rounds, timeoutMs }: Parameters<Calls['pingPong']>[0]) {
-  const echoes = flows.get(flow) ?? new Echoes();
+  const echoes = flows.get(flow) ?? new Echoes(host);
   flows.set(flow, echoes);
   const deadline = performance.now() + timeoutMs;
   for (let round = 0; round < rounds && performance.now() < deadline; round += 1) {
@@ -187,7 +189,7 @@ async function who({ host, timeoutMs }: Parameters<Calls['who']>[0]) {
     let tcp = '';
     socket.on('data', (chunk) => (tcp += chunk.toString()));
     await once(socket, 'end');
-    const datagrams = createSocket('udp4');
+    const datagrams = createSocket(socketType(host));
     try {
       datagrams.send('who', PORTS.who, host);
       const [message] = (await once(datagrams, 'message', { signal })) as [Buffer, RemoteInfo];
@@ -243,5 +245,7 @@ process.on('message', (request: Request) => {
     .then((result) => reply({ id: request.id, result: result ?? null }))
     .catch((error: unknown) => reply({ id: request.id, error: messageOf(error) }));
 });
-await serve();
+await serve(4);
+// Where the kernel has IPv6; without it nobody asks for it.
+await serve(6).catch(() => undefined);
 reply({ ready: true });

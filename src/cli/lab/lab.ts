@@ -1,7 +1,7 @@
 /** The running lab: hosts with their overlay node, pod and traffic programs, and everything's orderly end. */
 import { PodwireError } from '../../errors.js';
 import { Endpoint } from './endpoint-client.js';
-import type { NodeStatus, Overlay, OverlayNode } from './overlay.js';
+import type { NodeStatus, Overlay, OverlayNode, OverlayTraits } from './overlay.js';
 import { Topology, type HostPlace, type PodPlace } from './topology.js';
 
 export interface LabHost {
@@ -33,9 +33,13 @@ export class Lab implements AsyncDisposable {
    *   by itself
    */
   constructor(prefix: string, overlay: Overlay, control: AbortController) {
-    this.#topology = new Topology(prefix);
+    this.#topology = new Topology(prefix, overlay.traits.families);
     this.#overlay = overlay;
     this.#control = control;
+  }
+
+  get traits(): OverlayTraits {
+    return this.#overlay.traits;
   }
 
   get hosts(): readonly LabHost[] {
@@ -80,7 +84,7 @@ export class Lab implements AsyncDisposable {
     this.#running.add(node);
     node.failed.catch((error: unknown) => this.#control.abort(error));
     this.#control.signal.throwIfAborted();
-    const pod = await this.#topology.createPod(place, { address: node.gateway, length: node.subnet.length }, node.mtu);
+    const pod = await this.#topology.createPod(place, node.gateways, node.mtu);
     const host = { place, node, pod, endpoint: await this.#endpoint(pod.netns) };
     this.#hosts.push(host);
     return host;

@@ -1,7 +1,7 @@
 /** The load phase: one TCP stream and a pinger run between two pods while another host joins and leaves. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../errors.js';
-import type { CheckResult, Finding } from './checks.js';
+import { type CheckResult, type Finding, isUnreachable } from './checks.js';
 import { dropsOf } from '../counters.js';
 import type { Sampler } from './figures.js';
 import type { Lab, LabHost } from './lab.js';
@@ -108,7 +108,7 @@ async function leave(lab: Lab, guest: LabHost): Promise<Finding> {
   }
   const withdrawn = (performance.now() - start).toFixed(0);
   const { outcome } = await a.endpoint.call('connect', { host: address, timeoutMs: 2000 });
-  const ok = outcome === 'ENETUNREACH' || outcome === 'EHOSTUNREACH';
+  const ok = isUnreachable(lab, outcome);
   return { ok, detail: `${subnet} withdrawn within ${withdrawn} ms, its pod: ${outcome}` };
 }
 

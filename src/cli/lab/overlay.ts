@@ -11,14 +11,17 @@ import { askControlSocket } from '../../agent/control-socket.js';
 import type { AgentStatus } from '../../agent/status.js';
 import { errnoOf, messageOf, PodwireError } from '../../errors.js';
 import { parseDotenv } from '../../host/subnet-env.js';
-import { Address, Prefix } from '../../net/prefix.js';
-import { NETWORK, type HostPlace } from './topology.js';
+import { run } from '../../host/exec.js';
+import { Address, type Family, Prefix } from '../../net/prefix.js';
+import type { LabBackend } from './backends.js';
+import type { HostPlace, PlacedAddress } from './topology.js';
 
 /** What a host got: the values of its subnet.env. */
 export interface Joined {
+  /** Of the first family. */
   readonly subnet: Prefix;
-  /** The bridge's address, as FLANNEL_SUBNET gives it. */
-  readonly gateway: Address;
+  /** The bridge's addresses, as FLANNEL_SUBNET and FLANNEL_IPV6_SUBNET give them. */
+  readonly gateways: readonly PlacedAddress[];
   /** Overlay MTU in bytes. */
   readonly mtu: number;
 }
@@ -42,7 +45,18 @@ export interface OverlayNode extends Joined, AsyncDisposable {
   readonly failed: Promise<never>;
 }
 
+/** What the checks must know of the overlay. */
+export interface OverlayTraits {
+  /** Of pods and underlay; the first is that of checks that name none. */
+  readonly families: readonly Family[];
+  /** Packets pass no workers of podwire's, and its counters do not see them. */
+  readonly isKernel: boolean;
+  /** A pod hears at once that there is no such host; else it waits. */
+  readonly answersUnreachable: boolean;
+}
+
 export interface Overlay {
+  readonly traits: OverlayTraits;
   /** For the heading: `udp, 2 workers`. */
   readonly description: string;
   /** Starts a node; gives up with the signal's reason. */
@@ -53,31 +67,36 @@ const CLI = fileURLToPath(new URL('../main.js', import.meta.url));
 const JOIN_TIMEOUT_MS = 20_000;
 const STOP_TIMEOUT_MS = 3_000;
 const LOG_LINES = 3;
+/** `ip netns exec` has made a mount namespace already. */
+const OWN_SOCKETS = 'mkdir -p "$0" /var/run/wireguard && mount --bind "$0" /var/run/wireguard && exec "$@"';
 
 /** One `podwire agent` process a host, leases in a directory store below `directory`. */
 export class AgentOverlay implements Overlay {
   readonly description: string;
+  readonly traits: OverlayTraits;
   readonly #directory: string;
   readonly #workers: string;
+  readonly #backend: LabBackend;
 
-  private constructor(directory: string, workers: string) {
+  private constructor(directory: string, workers: string, backend: LabBackend) {
     this.#directory = directory;
     this.#workers = workers;
-    this.description = `podwire agent, udp, workers ${workers}`;
+    this.#backend = backend;
+    this.traits = backend.traits;
+    this.description = `podwire agent, ${backend.description}${backend.traits.isKernel ? '' : `, workers ${workers}`}`;
   }
 
   /** Writes the network config. @param workers as `podwire agent --workers` takes it */
-  static async create(directory: string, workers: string): Promise<AgentOverlay> {
-    const config = { Network: NETWORK.toString(), SubnetLen: 24, Backend: { Type: 'udp' } };
+  static async create(directory: string, workers: string, backend: LabBackend): Promise<AgentOverlay> {
     await mkdir(join(directory, 'store'), { recursive: true });
-    await writeFile(join(directory, 'store/config'), `${JSON.stringify(config)}\n`);
-    return new AgentOverlay(directory, workers);
+    await writeFile(join(directory, 'store/config'), `${JSON.stringify(backend.config)}\n`);
+    return new AgentOverlay(directory, workers, backend);
   }
 
   async join(host: HostPlace, signal: AbortSignal): Promise<OverlayNode> {
     const home = join(this.#directory, `h${String(host.number)}`);
     await mkdir(home, { recursive: true });
-    const agent = await AgentProcess.start(host, home, [
+    const agent = await AgentProcess.start(host, home, this.#backend, [
       `--store=dir:${join(this.#directory, 'store')}`,
       '--iface=eth0',
       `--workers=${this.#workers}`,
@@ -85,7 +104,7 @@ export class AgentOverlay implements Overlay {
       '--release-on-exit=true',
     ]);
     try {
-      return new AgentNode(agent, await agent.joined(signal));
+      return new AgentNode(agent, await agent.joined(signal), host, this.#backend);
     } catch (error) {
       await agent[Symbol.asyncDispose]();
       throw error;
@@ -95,27 +114,33 @@ export class AgentOverlay implements Overlay {
 
 class AgentNode implements OverlayNode {
   readonly subnet: Prefix;
-  readonly gateway: Address;
+  readonly gateways: readonly PlacedAddress[];
   readonly mtu: number;
   readonly hints: readonly string[];
   readonly failed: Promise<never>;
   readonly #agent: AgentProcess;
+  readonly #host: HostPlace;
 
-  constructor(agent: AgentProcess, joined: Joined) {
+  constructor(agent: AgentProcess, joined: Joined, host: HostPlace, backend: LabBackend) {
     this.#agent = agent;
+    this.#host = host;
     this.subnet = joined.subnet;
-    this.gateway = joined.gateway;
+    this.gateways = joined.gateways;
     this.mtu = joined.mtu;
-    this.hints = agent.hints;
+    this.hints = [`ip netns exec ${host.netns} tcpdump -ni eth0 '${backend.filter}'`, ...agent.hints];
     this.failed = agent.failed;
   }
 
   async status(): Promise<NodeStatus> {
-    const { leases, dataplane } = await this.#agent.status();
+    const { leases, dataplane, device } = await this.#agent.status();
+    const routed = leases.filter((lease) => lease.state === 'routed').map((lease) => lease.subnet);
+    if (dataplane === undefined) {
+      return { routed, totals: await deviceCounters(this.#host.netns, device.name), workers: [] };
+    }
     return {
-      routed: leases.filter((lease) => lease.state === 'routed').map((lease) => lease.subnet),
-      totals: dataplane?.totals ?? {},
-      workers: dataplane?.workers.map((worker) => worker.counters) ?? [],
+      routed,
+      totals: dataplane.totals,
+      workers: dataplane.workers.map((worker) => worker.counters),
     };
   }
 
@@ -126,6 +151,19 @@ class AgentNode implements OverlayNode {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#agent[Symbol.asyncDispose]();
   }
+}
+
+/** Where the kernel carries the packets, its device counts them. */
+async function deviceCounters(netns: string, device: string): Promise<Record<string, number>> {
+  const text = await run('ip', ['-n', netns, '-j', '-s', 'link', 'show', 'dev', device]);
+  const [link] = JSON.parse(text) as [{ stats64: Record<'rx' | 'tx', { packets: number; bytes: number }> }];
+  const { rx, tx } = link.stats64;
+  return {
+    egressPackets: tx.packets,
+    egressBytes: tx.bytes,
+    ingressPackets: rx.packets,
+    ingressBytes: rx.bytes,
+  };
 }
 
 /** The process, its files and its end. */
@@ -162,12 +200,20 @@ class AgentProcess implements AsyncDisposable {
     this.failed.catch(() => {});
   }
 
-  static async start(host: HostPlace, home: string, args: readonly string[]): Promise<AgentProcess> {
+  static async start(
+    host: HostPlace,
+    home: string,
+    backend: LabBackend,
+    args: readonly string[],
+  ): Promise<AgentProcess> {
     const paths = { '--subnet-file': 'subnet.env', '--control-socket': 'agent.sock', '--state-dir': 'state' };
     const files = Object.entries(paths).flatMap(([flag, name]) => [flag, join(home, name)]);
     const log = await open(join(home, 'agent.log'), 'a');
     try {
-      const command = ['netns', 'exec', host.netns, process.execPath, CLI, 'agent', ...args, ...files];
+      const agent = [process.execPath, CLI, 'agent', ...args, ...files];
+      const sockets = join(home, 'wireguard');
+      const inside = backend.ownWireguardSockets ? ['sh', '-c', OWN_SOCKETS, sockets, ...agent] : agent;
+      const command = ['netns', 'exec', host.netns, ...inside];
       // Its own process group, so that a terminal's Ctrl-C leaves the clean-up to the lab.
       const child = spawn('ip', command, { stdio: ['ignore', log.fd, log.fd], detached: true });
       return new AgentProcess(host, home, child);
@@ -209,9 +255,14 @@ class AgentProcess implements AsyncDisposable {
       throw error;
     }
     const values = parseDotenv(text);
-    const subnet = values.get('FLANNEL_SUBNET') ?? '';
-    const mtu = Number(values.get('FLANNEL_MTU'));
-    return { subnet: Prefix.parse(subnet), gateway: Address.parse(subnet.replace(/\/.*$/, '')), mtu };
+    const texts = [values.get('FLANNEL_SUBNET'), values.get('FLANNEL_IPV6_SUBNET')].filter(
+      (text) => text !== undefined,
+    );
+    const gateways = texts.map((text) => {
+      const [address = '', length] = text.split('/');
+      return { address: Address.parse(address), length: Number(length) };
+    });
+    return { subnet: Prefix.parse(texts[0] ?? ''), gateways, mtu: Number(values.get('FLANNEL_MTU')) };
   }
 
   async status(): Promise<AgentStatus> {

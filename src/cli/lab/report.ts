@@ -29,7 +29,7 @@ export function hostEntries(hosts: readonly LabHost[]): LabReport['hosts'] {
     netns: place.netns,
     address: place.address.toString(),
     subnet: node.subnet.toString(),
-    pods: [{ netns: pod.netns, address: pod.address.toString() }],
+    pods: [{ netns: pod.netns, address: pod.addresses.join(' ') }],
   }));
 }
 
@@ -46,7 +46,6 @@ export function tryCommands(hosts: readonly LabHost[], enter = ''): readonly str
     inside(a.pod.netns, `ping ${b.pod.address.toString()}`),
     inside(b.pod.netns, 'iperf3 -s -1 -D'),
     inside(a.pod.netns, `iperf3 -C cubic -c ${b.pod.address.toString()}`),
-    inside(a.place.netns, 'tcpdump -ni eth0 udp port 8285'),
     ...a.node.hints.map((hint) => `${enter}${hint}`),
   ];
 }

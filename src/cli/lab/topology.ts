@@ -9,27 +9,46 @@
  * subnet, as a CNI plugin would set them up.
  */
 import { run } from '../../host/exec.js';
-import { type Address, Prefix } from '../../net/prefix.js';
+import { type Address, type Family, Prefix } from '../../net/prefix.js';
 import { namespaces, removeNamespace } from './leftovers.js';
 
 /** The underlay and the overlay live in namespaces of their own, so these cannot collide with the machine's. */
-export const UNDERLAY: Prefix = Prefix.parse('172.30.0.0/24');
-export const NETWORK: Prefix = Prefix.parse('10.42.0.0/16');
+export const UNDERLAYS: Readonly<Record<Family, Prefix>> = {
+  4: Prefix.parse('172.30.0.0/24'),
+  6: Prefix.parse('fd00:30::/64'),
+};
+export const NETWORKS: Readonly<Record<Family, Prefix>> = {
+  4: Prefix.parse('10.42.0.0/16'),
+  6: Prefix.parse('fd00:42::/48'),
+};
 export const UNDERLAY_MTU = 1500;
 /** Hosts have the addresses .1 to .MAX_HOSTS of the underlay. */
 export const MAX_HOSTS = 64;
 
 export interface PodPlace {
   readonly netns: string;
+  /** Of the first family; checks that name no family use it. */
   readonly address: Address;
+  readonly addresses: readonly Address[];
 }
 
 export interface HostPlace {
   /** 1, 2, … */
   readonly number: number;
   readonly netns: string;
-  /** Underlay address. */
+  /** Underlay address, of the first family. */
   readonly address: Address;
+}
+
+export interface PlacedAddress {
+  readonly address: Address;
+  /** Prefix length. */
+  readonly length: number;
+}
+
+function addAddress({ address, length }: PlacedAddress, device: string): string {
+  // Nobody else can have it: duplicate address detection would only take time.
+  return `address add ${address.toString()}/${String(length)} dev ${device}${address.family === 6 ? ' nodad' : ''}`;
 }
 
 /** `ip -n NAMESPACE` for several commands in one process. */
@@ -46,11 +65,13 @@ async function sysctlIn(netns: string, values: Readonly<Record<string, string>>)
 export class Topology implements AsyncDisposable {
   readonly #prefix: string;
   readonly #underlay: string;
+  readonly #families: readonly Family[];
   readonly #namespaces: string[] = [];
 
   /** @param prefix of all namespaces, such as `pwlab-123-` */
-  constructor(prefix: string) {
+  constructor(prefix: string, families: readonly Family[] = [4]) {
     this.#prefix = prefix;
+    this.#families = families;
     this.#underlay = `${prefix}net`;
   }
 
@@ -58,6 +79,8 @@ export class Topology implements AsyncDisposable {
     // Noted first: a namespace that came to be although its command was interrupted is removed, too.
     this.#namespaces.push(name);
     await run('ip', ['netns', 'add', name]);
+    // Duplicate address detection keeps link-local addresses from being used for a second.
+    if (this.#families.includes(6)) await sysctlIn(name, { 'ipv6/conf/default/accept_dad': '0' });
   }
 
   /** The underlay: one bridge. */
@@ -69,47 +92,50 @@ export class Topology implements AsyncDisposable {
   /** A host on the underlay, forwarding, without pods. */
   async createHost(number: number): Promise<HostPlace> {
     const netns = `${this.#prefix}h${String(number)}`;
-    const address = UNDERLAY.address.offset(BigInt(number));
+    const places = this.#families.map((family) => ({
+      address: UNDERLAYS[family].address.offset(BigInt(number)),
+      length: UNDERLAYS[family].length,
+    }));
     await this.#namespace(netns);
     const port = `h${String(number)}`;
     await ipIn(this.#underlay, [
       `link add ${port} mtu ${String(UNDERLAY_MTU)} type veth peer name eth0 netns ${netns} mtu ${String(UNDERLAY_MTU)}`,
       `link set ${port} master underlay up`,
     ]);
-    await sysctlIn(netns, { 'ipv4/ip_forward': '1' });
-    await ipIn(netns, [
-      'link set lo up',
-      `address add ${address.toString()}/${String(UNDERLAY.length)} dev eth0`,
-      'link set eth0 up',
-    ]);
-    return { number, netns, address };
+    const forwarding = {
+      'ipv4/ip_forward': '1',
+      ...(this.#families.includes(6) ? { 'ipv6/conf/all/forwarding': '1' } : {}),
+    };
+    await sysctlIn(netns, forwarding);
+    await ipIn(netns, ['link set lo up', ...places.map((place) => addAddress(place, 'eth0')), 'link set eth0 up']);
+    return { number, netns, address: places[0]!.address };
   }
 
   /**
    * The bridge `cni0` with the subnet's first address, and a pod behind it with the second.
    *
-   * @param gateway the address of FLANNEL_SUBNET, with the subnet's length
+   * @param gateways the addresses of FLANNEL_SUBNET and FLANNEL_IPV6_SUBNET, with the subnets' lengths
    * @param mtu of bridge, veth and pod: FLANNEL_MTU
    */
-  async createPod(host: HostPlace, gateway: { address: Address; length: number }, mtu: number): Promise<PodPlace> {
+  async createPod(host: HostPlace, gateways: readonly PlacedAddress[], mtu: number): Promise<PodPlace> {
     const netns = `${host.netns}-pod`;
-    const address = gateway.address.offset(1n);
-    const length = String(gateway.length);
+    const places = gateways.map(({ address, length }) => ({ address: address.offset(1n), length }));
     await this.#namespace(netns);
     await ipIn(host.netns, [
       `link add cni0 mtu ${String(mtu)} type bridge`,
-      `address add ${gateway.address.toString()}/${length} dev cni0`,
+      ...gateways.map((gateway) => addAddress(gateway, 'cni0')),
       'link set cni0 up',
       `link add pod1 mtu ${String(mtu)} type veth peer name eth0 netns ${netns} mtu ${String(mtu)}`,
       'link set pod1 master cni0 up',
     ]);
     await ipIn(netns, [
       'link set lo up',
-      `address add ${address.toString()}/${length} dev eth0`,
+      ...places.map((place) => addAddress(place, 'eth0')),
       'link set eth0 up',
-      `route add default via ${gateway.address.toString()}`,
+      ...gateways.map(({ address }) => `route add default via ${address.toString()} dev eth0`),
     ]);
-    return { netns, address };
+    const addresses = places.map(({ address }) => address);
+    return { netns, address: addresses[0]!, addresses };
   }
 
   /** Sets the MTU of a pod's two veth ends and its bridge. */

@@ -41,10 +41,16 @@ describe('the command line', () => {
     await expect(parse(option, value)).rejects.toThrow(limits);
   });
 
-  it('refuses a backend that it does not have, by name', async () => {
-    await expect(parse('--backend', 'vxlan')).rejects.toThrow(
-      new UsageError("--backend vxlan: this version carries packets with 'udp' only"),
-    );
+  it.each([
+    [
+      ['--backend', 'nebula'],
+      '--backend nebula: the lab knows udp, vxlan, vxlan-kernel, host-gw, ipip, wireguard, extension',
+    ],
+    [['--backend', 'alloc'], '--backend alloc: it carries no packets, so there is nothing for the lab to check'],
+    [['--backend', 'ipip', '--ipv6'], '--backend ipip carries no IPv6'],
+    [['--ipv6', '--dual-stack'], '--ipv6 and --dual-stack: give one of them'],
+  ])('refuses %j', async (args, reason) => {
+    await expect(parse(...args)).rejects.toThrow(new UsageError(reason));
   });
 
   it.each(['0', 'two', '65'])('refuses --workers %s', async (value) => {
