@@ -211,8 +211,8 @@ export class RunningOverlay implements Overlay {
       if (!(await this.#subnetFileIsRight())) throw error;
       this.#logger.warn({}, messageOf(error));
     }
-    const needsPort = this.dataplane === undefined || this.#backend.isWithoutPort === true;
-    if (this.#options.peerProbes && needsPort && this.#backend.isPassive !== true) await this.#openProbePort();
+    const needsPort = this.dataplane === undefined || this.#backend.isWithoutPort;
+    if (this.#options.peerProbes && needsPort && !this.#backend.isPassive) await this.#openProbePort();
     const families = networksOf(network).map(({ family }) => family);
     if (this.#options.enableForwarding === undefined) await this.#enableForwarding(families);
     else await this.#options.enableForwarding(families, this.interface.name);

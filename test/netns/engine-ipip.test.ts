@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { EngineLab, answers, type Host } from '../support/engine-lab.js';
 import { until } from '../support/process.js';
 import type { Remote } from '../support/remote.js';
-import { RemoteError } from '../support/remote.js';
+import type { RemoteError } from '../support/remote.js';
 import { missing } from '../support/requires.js';
 
 const MIB = 1 << 20;
