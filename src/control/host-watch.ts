@@ -32,7 +32,7 @@ export interface HostWatchOptions {
   readonly select: () => Promise<SelectedInterface>;
   /** The choice of the underlay hangs on a route. */
   readonly followsRoutes: boolean;
-  /** This host's subnets and devices at the moment of the call. */
+  /** This host's subnets, and the device that pods' packets leave through, at the moment of the call. */
   readonly own: () => { readonly subnets: readonly Prefix[]; readonly device: string };
   readonly onMove: (next: SelectedInterface, changes: string) => void;
   /** Addresses or routes of the host have changed. */
@@ -47,11 +47,13 @@ export class HostWatch {
   readonly #underlay: UnderlayWatch;
   readonly #unsubscribe: () => void;
   #strays: readonly string[] = [];
+  #name: string;
   #timer: NodeJS.Timeout | undefined;
   #changing: Promise<void> = Promise.resolve();
 
   constructor(options: HostWatchOptions) {
     this.#options = options;
+    this.#name = options.underlay.name;
     const { runner, monitor, logger, underlay, select, followsRoutes, onMove } = options;
     this.#underlay = new UnderlayWatch({
       runner,
@@ -59,8 +61,11 @@ export class HostWatch {
       current: underlay,
       select,
       followsRoutes,
-      isOurs: (device) => device === options.own().device,
-      onMove,
+      isOurs: (device) => device === this.#ownDevice,
+      onMove: (next, changes) => {
+        this.#name = next.name;
+        onMove(next, changes);
+      },
       onLook: (interfaces) => this.#lookForStrays(interfaces),
       say: (level, fields, message) => logger[level](fields, message),
     });
@@ -94,8 +99,14 @@ export class HostWatch {
     await this.#options.monitor.close();
   }
 
-  #onEvents(events: HostEvents): void {
+  /** The overlay's own device; undefined where the underlay's does its work. */
+  get #ownDevice(): string | undefined {
     const { device } = this.#options.own();
+    return device === this.#name ? undefined : device;
+  }
+
+  #onEvents(events: HostEvents): void {
+    const device = this.#ownDevice;
     const isForeign = (names: ReadonlySet<string>): boolean => [...names].some((name) => name !== device);
     const matters =
       events.everything ||
@@ -114,7 +125,8 @@ export class HostWatch {
 
   #lookForStrays(interfaces: readonly HostInterface[]): void {
     const { own, networks, logger } = this.#options;
-    const { subnets, device } = own();
+    const { subnets } = own();
+    const device = this.#ownDevice;
     const strays = strayPodAddresses(interfaces, networks, subnets, (name) => name === device);
     for (const stray of strays) if (!this.#strays.includes(stray)) logger.error({}, stray);
     for (const stray of this.#strays) {
