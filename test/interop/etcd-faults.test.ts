@@ -119,6 +119,18 @@ describe.skipIf(missing({ counterparts: ['etcd-3.6', 'etcdctl'] }))('etcd store 
     expect((await acquire(store, 1)).expiresAt).toBeDefined();
   });
 
+  it('an endpoint that swallows everything, or refuses, does not keep the first call waiting', async () => {
+    const { cluster } = await start();
+    const swallows = keep(await TcpProxy.open(cluster.url(0)));
+    swallows.goDeaf();
+    const refuses = keep(await TcpProxy.open(cluster.url(0)));
+    refuses.cut();
+    const store = open([swallows.url, refuses.url, cluster.url(0)], { random: () => 0 });
+    const mine = await acquire(store, 1);
+    expect((await store.renew(mine)).expiresAt).toBeDefined();
+    expect(kinds()).toEqual([]);
+  });
+
   it('a quiet watch that is well is left alone', async () => {
     const { cluster, raw } = await start({ version: 'etcd-3.6' });
     const store = open(cluster.urls, { requestTimeoutMs: 1_000, progressMs: 50 });

@@ -24,7 +24,7 @@ import { etcdAdmin } from './etcd/admin.js';
 import { toPodwireError } from './etcd/faults.js';
 import { EtcdKeys } from './etcd/keys.js';
 import { EtcdLeases } from './etcd/leases.js';
-import { checkCredentials, parseEndpoints, TlsFiles } from './etcd/settings.js';
+import { checkCredentials, parseEndpoints, safetyRemarks, TlsFiles } from './etcd/settings.js';
 import { EtcdTransport } from './etcd/transport.js';
 import { EtcdView } from './etcd/view.js';
 import { EtcdWatch } from './etcd/watch.js';
@@ -76,6 +76,8 @@ class EtcdStore implements LeaseStore {
   readonly #notices: Notices;
   readonly #username: string | undefined;
   readonly #closing = new AbortController();
+  /** Said with the first watch, when whoever wants notices listens. */
+  #remarks: readonly string[];
   #conflicts = 0;
   #watches = 0;
   #stopWatch: AbortController | undefined;
@@ -86,6 +88,7 @@ class EtcdStore implements LeaseStore {
     const keys = new EtcdKeys(options.prefix);
     const endpoints = parseEndpoints(options);
     checkCredentials(options);
+    this.#remarks = safetyRemarks(options, endpoints);
     const usesTls = endpoints.some(({ isTls }) => isTls);
     const tls = usesTls ? new TlsFiles(options) : undefined;
     this.description = `etcd ${endpoints.map(({ url }) => url).join(',')} ${keys.prefix}`;
@@ -137,6 +140,8 @@ class EtcdStore implements LeaseStore {
 
   async *watch(signal: AbortSignal): AsyncIterable<LeaseChange> {
     this.#check(undefined, 'watching leases');
+    for (const reason of this.#remarks) this.#notices.emit({ kind: 'degraded', reason });
+    this.#remarks = [];
     const feed = new LeaseFeed();
     const { table } = this.#view;
     table.attach(feed);

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { etcdStore, type EtcdStoreOptions } from '../../../src/control/stores/etcd.js';
 import { EtcdFault, faultOf, toPodwireError } from '../../../src/control/stores/etcd/faults.js';
 import { EtcdKeys } from '../../../src/control/stores/etcd/keys.js';
-import { parseEndpoints } from '../../../src/control/stores/etcd/settings.js';
+import { parseEndpoints, safetyRemarks } from '../../../src/control/stores/etcd/settings.js';
 
 const ENDPOINT = 'http://127.0.0.1:2379';
 
@@ -127,6 +127,25 @@ describe('etcd credentials and certificates', () => {
     expect(etcdStore({ endpoints: [ENDPOINT], caFile: path('none.pem') }).description).toBe(
       `etcd ${ENDPOINT} /coreos.com/network`,
     );
+  });
+});
+
+describe('remarks on safety', () => {
+  const remarks = (endpoint: string, more: Partial<EtcdStoreOptions>): string[] => {
+    const options = { endpoints: [endpoint], ...more };
+    return safetyRemarks(options, parseEndpoints(options));
+  };
+
+  it.each<[string, Partial<EtcdStoreOptions>, RegExp[]]>([
+    ['http://10.0.0.1:2379', { caFile: 'ca' }, [/certificates are not used for http:\/\/10\.0\.0\.1:2379/]],
+    ['10.0.0.1:2379', { caFile: 'ca' }, [/certificates are not used/]],
+    ['10.0.0.1:2379', { certFile: 'c', keyFile: 'k' }, []],
+    ['https://10.0.0.1:2379', { caFile: 'ca', username: 'u', password: 'p' }, []],
+    ['http://10.0.0.1:2379', { username: 'u', password: 'p' }, [/password crosses the network in clear text/]],
+    ['http://127.0.0.1:2379', { username: 'u', password: 'p' }, []],
+    ['http://[::1]:2379', { username: 'u', password: 'p' }, []],
+  ])('%s with %j', (endpoint, more, expected) => {
+    expect(remarks(endpoint, more)).toEqual(expected.map((each) => expect.stringMatching(each)));
   });
 });
 

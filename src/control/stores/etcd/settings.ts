@@ -97,6 +97,21 @@ export function checkCredentials({ username, password }: ConnectionOptions): voi
   }
 }
 
+/** What the operator should know about connections that are less safe than they may seem; flannel only logs the first. */
+export function safetyRemarks(options: ConnectionOptions, endpoints: readonly Endpoint[]): string[] {
+  const plain = endpoints.filter(({ isTls }) => !isTls).map(({ url }) => url);
+  if (plain.length === 0) return [];
+  const remarks: string[] = [];
+  if (options.caFile !== undefined || options.certFile !== undefined) {
+    remarks.push(`the etcd certificates are not used for ${plain.join(', ')}; write https:// to use them`);
+  }
+  const isRemote = endpoints.some(({ isTls, authority }) => !isTls && !/^(127\.|localhost:|\[::1\])/.test(authority));
+  if ((options.username ?? '') !== '' && isRemote) {
+    remarks.push(`the etcd password crosses the network in clear text to ${plain.join(', ')}; use https://`);
+  }
+  return remarks;
+}
+
 /** The certificate files, read when first needed and again when one of them has changed. */
 export class TlsFiles {
   readonly #options: ConnectionOptions;
