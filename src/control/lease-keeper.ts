@@ -12,6 +12,7 @@ import { type LeaseCounts, newLeaseCounts } from './lease-counts.js';
 import type { LeaseKeeperListener } from './lease-listener.js';
 import type { RefusalReason } from './lease-refusal.js';
 import {
+  DEFAULT_TTL_MS,
   overlap,
   sameSubnets,
   type AcquireRequest,
@@ -405,7 +406,9 @@ export class LeaseKeeper implements AsyncDisposable {
     const { expiresAt, unconfirmed } = this.#lease!;
     if (unconfirmed) return this.#clock.monotonic();
     if (!expiresAt) return Number.POSITIVE_INFINITY;
-    const leftMs = Math.max(0, expiresAt.getTime() - this.#clock.now());
+    // A wall clock set back since the lease was written must not make it look longer than any lease is.
+    const longestMs = this.#options.ttlMs ?? DEFAULT_TTL_MS;
+    const leftMs = Math.min(longestMs, Math.max(0, expiresAt.getTime() - this.#clock.now()));
     const marginMs = this.#options.renewMarginMs ?? Math.min(3_600_000, leftMs / 3);
     // A margin longer than the lease's life means as early as is reasonable.
     const untilMarginMs = leftMs > marginMs ? leftMs - marginMs : leftMs / 10;

@@ -12,6 +12,7 @@ import { LeaseKeeper } from '../../src/control/lease-keeper.js';
 import { leaseKey } from '../../src/control/lease-key.js';
 import { overlap, type Lease, type LeaseStore } from '../../src/control/lease.js';
 import { etcdStore } from '../../src/control/stores/etcd.js';
+import type { WatchResponse } from '../../src/control/stores/etcd/protocol.js';
 import { PodwireError } from '../../src/errors.js';
 import { EtcdCluster } from '../support/etcd.js';
 import { RawEtcd } from '../support/etcd-client.js';
@@ -46,8 +47,11 @@ describe.skipIf(missing({ counterparts: ['etcd-3.6', 'etcdctl'] }))(`etcd simula
   const done = new Map<string, number>();
   let cluster: EtcdCluster;
   let raw: RawEtcd;
+  /** The last changes in etcd, for the message of a failure. */
+  const history: string[] = [];
   /** How to end what is wrong at present, the cluster first. */
   const repairs: (() => Promise<void> | void)[] = [];
+  let isOver = false;
   let isClusterHurt = false;
   let hasQuorum = true;
 
@@ -55,8 +59,10 @@ describe.skipIf(missing({ counterparts: ['etcd-3.6', 'etcdctl'] }))(`etcd simula
     cluster = await EtcdCluster.start({ members: 3 });
     raw = new RawEtcd({ endpoints: cluster.urls });
     await raw.put(`${PREFIX}/config`, CONFIG);
+    void record();
   });
   afterAll(async () => {
+    isOver = true;
     for (const { keeper, store, proxies } of hosts) {
       await keeper.close();
       await store[Symbol.asyncDispose]();
@@ -103,10 +109,36 @@ describe.skipIf(missing({ counterparts: ['etcd-3.6', 'etcdctl'] }))(`etcd simula
     }
     for (const { name, withdrawals } of hosts) {
       for (const [key, count] of withdrawals) {
-        expect(count, `${when}: ${name} withdrew ${key} wrongly`).toBeLessThanOrEqual(deletions.get(key) ?? 0);
+        const why = (): string => history.filter((line) => line.includes(key)).join('\n');
+        if (count > (deletions.get(key) ?? 0))
+          expect.unreachable(`${when}: ${name} withdrew ${key} wrongly:\n${why()}`);
       }
     }
     expect(moved, when).toEqual([]);
+  };
+
+  /** Notes every change, through all endpoints' troubles. */
+  const record = async (): Promise<void> => {
+    for (let next = 1; ;) {
+      if (isOver) return;
+      await new Promise<void>((resolve) => {
+        const end = (): void => resolve();
+        const onMessage = (message: WatchResponse): void => {
+          if (message.compact_revision !== '0') next = Number(message.compact_revision);
+          if (message.canceled) resolve();
+          for (const { type, kv } of message.events) {
+            next = Number(kv.mod_revision) + 1;
+            history.push(`${kv.mod_revision} ${type} ${kv.key.toString()} lease ${kv.lease} ${kv.value.toString()}`);
+          }
+          history.splice(0, history.length - 60);
+        };
+        raw.transport.openWatch(onMessage, end).then((stream) => {
+          const [key, range_end] = [Buffer.from(`${PREFIX}/subnets`), Buffer.from(`${PREFIX}/subnett`)];
+          stream.send({ create_request: { key, range_end, start_revision: next } });
+        }, end);
+      });
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
   };
 
   const pathOf = (host: Host): string => `${PREFIX}/subnets/${leaseKey(host.keeper.lease!)}`;

@@ -68,7 +68,8 @@ function shown(view: EtcdView): Record<string, string | undefined> {
 }
 
 function truth(history: History, revision: number): Record<string, string | undefined> {
-  const leases = [...history.states[revision]!].filter(([name]) => name !== 'junk').toSorted();
+  const leases = [...history.states[revision]!].filter(([name]) => name !== 'junk');
+  leases.sort(([one], [other]) => (one < other ? -1 : 1));
   return Object.fromEntries(leases.map(([name, kv]) => [name, `192.0.2.${kv.mod_revision}`]));
 }
 
