@@ -28,13 +28,16 @@ import {
   wordsView,
 } from './layout.js';
 import { FamilyLeaves } from './leaves.js';
-import type { Definition, NextHop, NextHopRow, ParsedNextHop, RowEncapsulation } from './next-hops.js';
-import { NO_ENCAPSULATION, NextHopTable, checkedMtu, parseNextHop } from './next-hops.js';
+import type { NextHop, ParsedNextHop, RowEncapsulation } from './next-hop.js';
+import { NO_ENCAPSULATION, checkedMtu, parseNextHop } from './next-hop.js';
+import type { Definition, NextHopRow } from './next-hops.js';
+import { NextHopTable } from './next-hops.js';
 import { Reclaimer } from './reclaim.js';
 import { addressKey } from './senders.js';
 import { TrieSpace } from './trie.js';
 
-export type { NextHop, NextHopRow } from './next-hops.js';
+export type { NextHop } from './next-hop.js';
+export type { NextHopRow } from './next-hops.js';
 
 /** Which prefixes are reached through which next hop. */
 export interface RouteTable {

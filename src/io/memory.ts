@@ -10,7 +10,6 @@ import type { Batch, BatchMemory } from './batch.js';
 import {
   EF_BAD,
   EF_TCP,
-  EF_UDP,
   EGRESS_BASE,
   E_FLAGS,
   E_GSO,
@@ -54,21 +53,13 @@ import {
   openBatch,
 } from './batch.js';
 import type { Datagram, Endpoint, MemoryNetwork } from './memory-network.js';
+import type { FromPod } from './memory-egress.js';
+import { describeEgress } from './memory-egress.js';
 import { finished, framed, takeMark } from './memory-frames.js';
 import { readNextHop } from './memory-network.js';
 import type { PacketPort, PortEncapsulation } from './ports.js';
 import type { Offload } from './segmentation.js';
-import {
-  completeChecksum,
-  congestionMark,
-  flowHash,
-  fragment,
-  isPartial,
-  parseHeaders,
-  portsKey,
-  segment,
-  superpacketHeader,
-} from './segmentation.js';
+import { congestionMark, fragment, isPartial, parseHeaders, portsKey, segment } from './segmentation.js';
 
 /** native/layout.h: PW_V_ROW_MASK, PW_NEXTHOP_…; native/engine.h: PW_TUN_HEADROOM. */
 const VERDICT_ROW_MASK = 0x00ffffff;
@@ -108,11 +99,6 @@ const BARE: PortEncapsulation = {
   fault: (datagram) => (datagram.length < 20 ? 'dropShort' : undefined),
 };
 const DEFAULT_INNER_MTU = 1450;
-
-interface FromPod {
-  readonly packet: Uint8Array;
-  readonly offload: Offload;
-}
 
 /**
  * A port in memory. The caller plays the pods: {@link inject} is what a pod sends, {@link take} what pods received.
@@ -224,42 +210,11 @@ export class MemoryPort implements PacketPort {
       if (next.packet.length === 0) continue;
       const offset = at + TUN_HEADROOM;
       tun.set(next.packet, offset);
-      this.#describeEgress(EGRESS_BASE + rows * ROW_WORDS, offset, next);
+      describeEgress(this.batch, EGRESS_BASE + rows * ROW_WORDS, offset, next);
       rows++;
       at = Math.ceil((offset + next.packet.length) / 64) * 64;
     }
     this.#egressRows = rows;
-  }
-
-  #describeEgress(row: number, offset: number, { packet, offload }: FromPod): void {
-    const { meta, tun } = this.batch;
-    meta.fill(0, row, row + ROW_WORDS);
-    meta[row + E_OFFSET] = offset;
-    meta[row + E_LENGTH] = packet.length;
-    meta[row + E_SEGMENTS] = 1;
-    const headers = parseHeaders(packet);
-    if (headers === undefined) {
-      meta[row + E_FLAGS] = EF_BAD;
-      return;
-    }
-    meta[row + E_HASH] = flowHash(packet, headers);
-    const { gso, checksum } = offload;
-    if (gso === undefined) {
-      // What follows the packet's own length is padding and goes nowhere.
-      meta[row + E_LENGTH] = headers.length;
-      const whole = tun.subarray(offset, offset + headers.length);
-      if (checksum !== undefined && !completeChecksum(whole, checksum)) meta[row + E_FLAGS] = EF_BAD;
-      return;
-    }
-    const header = superpacketHeader(packet, gso.kind, gso.size);
-    if (header === undefined) {
-      meta[row + E_FLAGS] = EF_BAD;
-      return;
-    }
-    meta[row + E_FLAGS] = gso.kind === 'tcp' ? EF_TCP : EF_UDP;
-    meta[row + E_GSO] = gso.size;
-    meta[row + E_HEADER] = header;
-    meta[row + E_SEGMENTS] = Math.ceil((packet.length - header) / gso.size);
   }
 
   /** Carries out the egress verdicts of the last turn. */
