@@ -9,6 +9,9 @@ import { BenchError, Daemon } from '../lib/process.mjs';
 
 const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
+/** As deploy/podwire.service sets it. */
+const NODE_OPTIONS = '--max-semi-space-size=4';
+
 /**
  * @typedef {object} Place where an agent runs
  * @property {string} [netns] undefined: the one of this process
@@ -36,6 +39,7 @@ export function startAgent(program, place, { endpoint, prefix, directory, extra 
   const daemon = new Daemon(`${program} ${place.address}`, argv, {
     ...(place.netns === undefined ? {} : { namespace: place.netns }),
     logFile: join(directory, 'agent.log'),
+    env: { NODE_OPTIONS },
   });
   return { daemon, subnetFile, controlSocket };
 }
