@@ -11,7 +11,7 @@ import { CONTENDERS } from './contenders/index.mjs';
 import { describeMachine, machineCpu, machineCpuBetween, observeNoise } from './lib/meter.mjs';
 import { buildTools } from './lib/native.mjs';
 import { BenchError, killAllChildren, run } from './lib/process.mjs';
-import { removeLeftovers } from './lib/topology.mjs';
+import { setInnerMtu, removeLeftovers } from './lib/topology.mjs';
 import { runControl } from './control/main.mjs';
 import { runMicro } from './micro/main.mjs';
 import { USAGE, parseOptions } from './options.mjs';
@@ -137,6 +137,7 @@ async function main() {
     process.stdout.write(`${USAGE}\n`);
     return 0;
   }
+  setInnerMtu(options.mtu);
   if (options.jsonFile !== undefined) checkWritable(options.jsonFile);
   const interruption = new AbortController();
   for (const name of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {

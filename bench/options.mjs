@@ -4,6 +4,7 @@ import { parseArgs } from 'node:util';
 import { BACKENDS, CONTENDERS } from './contenders/index.mjs';
 import { PACES } from './latency/rtt.mjs';
 import { BenchError } from './lib/process.mjs';
+import { DEFAULT_INNER_MTU } from './lib/topology.mjs';
 
 /** @typedef {import('./contenders/contender.mjs').Measure} Measure */
 
@@ -38,6 +39,7 @@ MODE
   --underlay U         veth, nic or both (default both)
   --contenders A,B     only these: ${CONTENDERS.map((contender) => contender.name).join(', ')}
                        (default: all that are there and take part in the mode)
+  --mtu BYTES          MTU of the pods, for all contenders (default ${DEFAULT_INNER_MTU}); not all allow more than 1440
   --pace sleep|spin    how the sender of paced packet rates waits between batches (default sleep)
   --json FILE          everything measured, as one JSON document
   --quick              fractions of a second each: shows that it works, the figures mean nothing
@@ -71,6 +73,7 @@ Programs of other projects are looked for in the directory PODWIRE_BENCH_BIN, th
  * @property {number} seconds
  * @property {readonly import('./lib/topology.mjs').Underlay[]} underlays
  * @property {readonly string[] | undefined} contenders names; undefined = the mode's
+ * @property {number} mtu of the pods
  * @property {'sleep' | 'spin'} pace
  * @property {string | undefined} jsonFile
  * @property {boolean} quick
@@ -133,6 +136,18 @@ function number(option, text, low, high) {
 }
 
 /**
+ * @param {string} option
+ * @param {string} text
+ * @param {number} low
+ * @param {number} high
+ */
+function wholeNumber(option, text, low, high) {
+  const value = number(option, text, low, high);
+  if (!Number.isInteger(value)) throw new BenchError(`--${option} must be a whole number, got "${text}"`);
+  return value;
+}
+
+/**
  * @template {string} T
  * @param {string} option
  * @param {string} text
@@ -156,6 +171,7 @@ function parse(argv) {
         seconds: { type: 'string', default: '5' },
         underlay: { type: 'string', default: 'both' },
         contenders: { type: 'string' },
+        mtu: { type: 'string', default: String(DEFAULT_INNER_MTU) },
         pace: { type: 'string', default: 'sleep' },
         json: { type: 'string' },
         quick: { type: 'boolean', default: false },
@@ -182,8 +198,7 @@ export function parseOptions(argv) {
   }
   const modes = (positionals[0] ?? '').split(',').map((name) => choice('MODE', name.trim(), Object.keys(MODES)));
   const chosen = modes.map((mode) => /** @type {typeof MODES['all']} */ (MODES[mode]));
-  const rounds = number('rounds', values.rounds, 1, 100);
-  if (!Number.isInteger(rounds)) throw new BenchError(`--rounds must be a whole number, got "${values.rounds}"`);
+  const rounds = wholeNumber('rounds', values.rounds, 1, 100);
   const seconds = number('seconds', values.seconds, 1, 120);
   const underlay = choice('--underlay', values.underlay, ['veth', 'nic', 'both']);
   const ofModes = chosen.flatMap(({ contenders }) => contenders ?? []);
@@ -204,6 +219,7 @@ export function parseOptions(argv) {
     seconds,
     underlays: underlay === 'both' ? ['veth', 'nic'] : [underlay],
     contenders: names,
+    mtu: wholeNumber('mtu', values.mtu, 576, 1472),
     pace: choice('--pace', values.pace, ['sleep', 'spin']),
     jsonFile: values.json,
     quick: values.quick,

@@ -3,7 +3,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Daemon, run } from '../lib/process.mjs';
-import { INNER_MTU } from '../lib/topology.mjs';
+import { innerMtu } from '../lib/topology.mjs';
 import { findProgram, missingProgram, startingDaemons, stopAll } from './contender.mjs';
 
 const PORT = 4242;
@@ -53,9 +53,9 @@ export const nebula = {
           punchy: { punch: false },
           tun: {
             dev: 'nebula1',
-            mtu: INNER_MTU,
+            mtu: innerMtu,
             tx_queue: 500,
-            unsafe_routes: [{ route: peer.subnet, via: overlayAddress(1 - index), mtu: INNER_MTU }],
+            unsafe_routes: [{ route: peer.subnet, via: overlayAddress(1 - index), mtu: innerMtu }],
           },
           firewall: {
             default_local_cidr_any: true,

@@ -7,7 +7,7 @@ import { generateKeyPairSync } from 'node:crypto';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { BenchError, Daemon, run, waitFor } from '../lib/process.mjs';
-import { INNER_MTU, ipBatch } from '../lib/topology.mjs';
+import { innerMtu, ipBatch } from '../lib/topology.mjs';
 import { findProgram, missingProgram, startingDaemons, stopAll } from './contender.mjs';
 
 const PORT = 51820;
@@ -98,7 +98,7 @@ export const wireguardGo = {
           `allowed_ip=${peer.subnet}`,
         ]);
         await ipBatch(host.netns, [
-          `link set ${device} mtu ${INNER_MTU} up`,
+          `link set ${device} mtu ${innerMtu} up`,
           `address add ${host.subnet.replace(/\/\d+$/, '')}/32 dev ${device}`,
           `route add ${peer.subnet} dev ${device}`,
         ]);

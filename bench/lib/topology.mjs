@@ -23,7 +23,15 @@ export const UNDERLAY_MTU = 1500;
  * MTU of the pods, the same for every contender: all of them allow it over IPv4 (wireguard and nebula add 60 bytes, kernel
  * vxlan 50, podwire and flannel's udp 28, routing none), and it is the usual one of tunnels (WireGuard's own default).
  */
-export const INNER_MTU = 1420;
+export const DEFAULT_INNER_MTU = 1420;
+
+/** The MTU in use; see {@link setInnerMtu}. */
+export let innerMtu = DEFAULT_INNER_MTU;
+
+/** Sets the pods' MTU of every bed that is made from now on. @param {number} bytes */
+export function setInnerMtu(bytes) {
+  innerMtu = bytes;
+}
 
 /** Hosts forward; bridged packets do not pass iptables, whether or not somebody loaded br_netfilter on this machine. */
 const HOST_SYSCTLS = [
@@ -116,10 +124,10 @@ export class Topology {
     for (const [index, host] of this.hosts.entries()) {
       if (subnets !== undefined) setSubnet(host, /** @type {string} */ (subnets[index]));
       await ipBatch(host.netns, [
-        `link add cni0 mtu ${INNER_MTU} type bridge`,
+        `link add cni0 mtu ${innerMtu} type bridge`,
         `address add ${host.gateway}/24 dev cni0`,
         'link set cni0 up',
-        `link add pod0 mtu ${INNER_MTU} type veth peer name eth0 mtu ${INNER_MTU} netns ${host.podNetns}`,
+        `link add pod0 mtu ${innerMtu} type veth peer name eth0 mtu ${innerMtu} netns ${host.podNetns}`,
         'link set pod0 master cni0 up',
       ]);
       await ipBatch(host.podNetns, [

@@ -1,7 +1,7 @@
 // @ts-check
 /** The result of a run as one JSON document: everything raw, and what the report says about it. */
 import { BASELINE } from '../contenders/index.mjs';
-import { INNER_MTU, UNDERLAY_MTU } from '../lib/topology.mjs';
+import { innerMtu, UNDERLAY_MTU } from '../lib/topology.mjs';
 import { METRICS } from './metrics.mjs';
 import { summarise } from './stats.mjs';
 import { judge } from './targets.mjs';
@@ -73,7 +73,7 @@ export function makeDocument(parts) {
     ...parts,
     finishedAt: new Date().toISOString(),
     noiseFloor: noiseFloor(summary),
-    innerMtu: INNER_MTU,
+    innerMtu,
     underlayMtu: UNDERLAY_MTU,
     baseline: BASELINE,
     metrics,
