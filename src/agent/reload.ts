@@ -36,20 +36,23 @@ async function attempt(log: Logger, problem: string, step: () => Promise<void>):
   }
 }
 
+const COUNTS_LATER = [
+  'subnetLen',
+  'subnetMin',
+  'subnetMax',
+  'ipv6SubnetLen',
+  'ipv6SubnetMin',
+  'ipv6SubnetMax',
+] as const satisfies readonly (keyof NetworkConfig)[];
+
 /** What counts at the next acquire; what an overlay is built on is follow-config.ts's. */
 function reportNetworkConfig(log: Logger, before: NetworkConfig, after: NetworkConfig): void {
-  const changed = (fields: readonly (keyof NetworkConfig)[]): string[] =>
-    fields
-      .filter((field) => show(before[field]) !== show(after[field]))
-      .map((field) => `${field} ${show(before[field])} -> ${show(after[field])}`);
-  const next = changed(['subnetLen', 'subnetMin', 'subnetMax', 'ipv6SubnetLen', 'ipv6SubnetMin', 'ipv6SubnetMax']);
-  if (next.length > 0) {
-    log.info({ changed: next.join(', ') }, 'the network config has changed: it counts when a lease is acquired');
+  const show = (config: NetworkConfig, field: (typeof COUNTS_LATER)[number]): string =>
+    config[field]?.toString() ?? 'none';
+  const changed = COUNTS_LATER.filter((field) => show(before, field) !== show(after, field)).map(
+    (field) => `${field} ${show(before, field)} -> ${show(after, field)}`,
+  );
+  if (changed.length > 0) {
+    log.info({ changed: changed.join(', ') }, 'the network config has changed: it counts when a lease is acquired');
   }
-}
-
-/** Addresses and prefixes as text, a Backend as its object. */
-function show(value: NetworkConfig[keyof NetworkConfig]): string {
-  if (value === undefined) return 'none';
-  return typeof value === 'object' && 'raw' in value ? JSON.stringify(value.raw) : value.toString();
 }
