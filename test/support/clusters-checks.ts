@@ -1,5 +1,6 @@
 import { expect } from 'vitest';
 import type { AgentStatus } from '../../src/agent/status.js';
+import { decodeLease, encodeLease } from '../../src/control/lease-codec.js';
 import { leaseKey, tryParseLeaseKey } from '../../src/control/lease-key.js';
 import type { Cluster, ClusterHost, Daemon, PingCount } from './clusters.js';
 import { cli } from './process.js';
@@ -44,6 +45,12 @@ export async function expectLeases(cluster: Cluster): Promise<void> {
     const own = leases.find(({ publicIp }) => publicIp === host.underlay);
     expect(own?.name.split('&')[0]).toBe(`${await host.subnet()}-24`);
   }
+}
+
+/** What a host's lease tells its peers, as flanneld would have written it. */
+export async function toldToPeers(cluster: Cluster, host: ClusterHost): Promise<string> {
+  const own = (await cluster.leases()).find(({ publicIp }) => publicIp === host.underlay);
+  return own === undefined ? 'no lease' : encodeLease(decodeLease(own.value).attributes);
 }
 
 /** Each pair that lost something, as `10.42.1.2 -> 10.42.2.2: 3 of 100`; pairs with a pod of `except` left out. */
