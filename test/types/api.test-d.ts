@@ -7,6 +7,7 @@ import type {
   Capabilities,
   DataplaneOptions,
   DataplaneStats,
+  EtcdStoreOptions,
   Lease,
   LeaseChange,
   LeaseStore,
@@ -18,8 +19,9 @@ import type {
   OverlayOptions,
   PodwireErrorCode,
   RouteTable,
+  StoreAdmin,
 } from 'podwire';
-import { Address, Dataplane, MacAddress, PodwireError, Prefix, directoryStore, joinOverlay } from 'podwire';
+import { Address, Dataplane, MacAddress, PodwireError, Prefix, directoryStore, etcdStore, joinOverlay } from 'podwire';
 import type { ContractCase, OpenLink, PacketPort, PortLink } from 'podwire/testing';
 import { MemoryNetwork, MemoryPort, VirtualHost, openMemoryLink, packetPortContract } from 'podwire/testing';
 
@@ -105,6 +107,17 @@ export function mtus(mtu: OverlayMtu): number {
   // @ts-expect-error an underlay MTU is not an overlay MTU
   const wrong: OverlayMtu['overlay'] = mtu.underlay;
   return overlay + wrong;
+}
+
+/** A store on etcd, and what operators do to it. */
+export async function administer(options: EtcdStoreOptions): Promise<number | undefined> {
+  await using store: LeaseStore = etcdStore({ ...options, endpoints: ['https://192.0.2.1:2379'] });
+  const admin: StoreAdmin | undefined = store.admin;
+  const leases: readonly Lease[] = (await admin?.list()) ?? [];
+  const removed: boolean | undefined = await admin?.remove({ subnet: Prefix.parse('10.1.1.0/24') });
+  // @ts-expect-error endpoints are needed
+  etcdStore({ prefix: '/coreos.com/network' });
+  return removed === true ? leases.length : store.metrics?.()['requests'];
 }
 
 /** Options are checked where they are written. */

@@ -197,7 +197,7 @@ class MemoryStore implements LeaseStore {
       }
       const ttlMs = this.#table.ttlOf(name) ?? this.#ttlMs;
       const isReservation = (stored ?? lease).expiresAt === undefined;
-      const { expiresAt: _before, ...rest } = lease;
+      const { expiresAt: _before, unconfirmed: _cached, ...rest } = lease;
       return this.#put(name, { ...rest, ...this.#expiry(isReservation ? undefined : ttlMs) }, ttlMs);
     });
   }

@@ -390,6 +390,14 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
         expect(await harness.keys()).toEqual([leaseKey(lease)]);
       });
 
+      it('confirms a lease that this host only remembered', async () => {
+        const lease = await acquire(open(), '192.0.2.1', { owner: 'node-a' });
+        const restarted = open();
+        const renewed = await restarted.renew({ ...lease, unconfirmed: true });
+        expect(renewed.unconfirmed).toBeUndefined();
+        expect(leaseKey(renewed)).toBe(leaseKey(lease));
+      });
+
       it('tells a lease that is gone, and does not write it back', async () => {
         const store = open();
         const lease = await acquire(store, '192.0.2.1');

@@ -187,7 +187,7 @@ export class EtcdLeases {
       let undo: (() => void) | undefined;
       try {
         if (!isReservation) grant = await this.#grant(ttlMs, signal);
-        const { expiresAt: _before, ...rest } = lease;
+        const { expiresAt: _before, unconfirmed: _cached, ...rest } = lease;
         const renewed: Lease = { ...rest, ...(grant && { expiresAt: grant.expiresAt }) };
         const value = valueOf(renewed, stored);
         undo = table.claim(name, renewed, ttlMs);
