@@ -46,6 +46,22 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'pin
       survives: true,
     });
     backendContract({
+      name: 'vxlan by the kernel, IPv6 only',
+      backend: { Type: 'vxlan', Mode: 'kernel' },
+      stack: 'ipv6',
+      mtu: 1430,
+      lease: { BackendType: 'vxlan', BackendV6Data: vtep },
+      survives: true,
+    });
+    backendContract({
+      name: 'host-gw, IPv6 only',
+      backend: { Type: 'host-gw' },
+      stack: 'ipv6',
+      mtu: 1500,
+      lease: { BackendType: 'host-gw' },
+      survives: true,
+    });
+    backendContract({
       name: 'vxlan by the kernel with DirectRouting',
       backend: { Type: 'vxlan', Mode: 'kernel', DirectRouting: true },
       mtu: 1450,

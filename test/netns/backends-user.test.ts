@@ -32,6 +32,13 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'pin
       lease: { BackendType: 'vxlan', BackendData: vtep, BackendV6Data: vtep },
     });
     backendContract({
+      name: 'vxlan by podwire, IPv6 only',
+      backend: { Type: 'vxlan', Mode: 'user' },
+      stack: 'ipv6',
+      mtu: 1430,
+      lease: { BackendType: 'vxlan', BackendV6Data: vtep },
+    });
+    backendContract({
       name: 'vxlan by podwire with DirectRouting',
       backend: { Type: 'vxlan', Mode: 'user', DirectRouting: true },
       mtu: 1450,

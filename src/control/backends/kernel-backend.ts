@@ -14,9 +14,6 @@ import type { Backend, BackendOptions } from './backend.js';
 import { type KernelBase, type KernelPath, KernelPaths } from './kernel-paths.js';
 import { peerAddress, refuseLoop } from './underlay.js';
 
-/** How often it is looked whether peers have come to be, or are no more, on the underlay's own link. */
-const DIRECT_RECHECK_MS = 10_000;
-
 /** One way in which the kernel carries packets. */
 export interface Carrier {
   readonly type: string;
@@ -46,7 +43,6 @@ export class KernelBackend implements Backend {
   readonly #paths: KernelPaths;
   readonly #wanted = new Map<string, { readonly prefix: Prefix; readonly lease: Lease }>();
   readonly #newDevices: readonly string[];
-  #recheck: NodeJS.Timeout | undefined;
   #begun = false;
   #settleClosed!: () => void;
   #closing: Promise<void> | undefined;
@@ -148,9 +144,6 @@ export class KernelBackend implements Backend {
   async begin(lease: Lease): Promise<void> {
     await this.#paths.setBase(this.#carrier.base([lease]));
     this.#begun = true;
-    if (this.#carrier.directRouting) {
-      this.#recheck = setInterval(() => void this.#paths.settle(), DIRECT_RECHECK_MS).unref();
-    }
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
@@ -180,6 +173,11 @@ export class KernelBackend implements Backend {
     return isKnown;
   }
 
+  /** Peers may have come to be, or be no more, on the underlay's own link. */
+  async hostChanged(): Promise<void> {
+    if (this.#carrier.directRouting && this.#begun) await this.#paths.settle();
+  }
+
   routesComplete(): void {
     this.#paths.complete();
   }
@@ -204,7 +202,6 @@ export class KernelBackend implements Backend {
   }
 
   async #close(): Promise<void> {
-    clearInterval(this.#recheck);
     await this.#paths.close();
     // A start that came to nothing leaves nothing; a device that carried packets goes on carrying them.
     if (!this.#begun) {

@@ -33,9 +33,6 @@ import {
   vxlanRefusal,
 } from './vxlan-kernel.js';
 
-/** How often it is looked whether peers have come to be, or are no more, on the underlay's own link. */
-const DIRECT_RECHECK_MS = 10_000;
-
 interface Leg extends VxlanLeg {
   readonly mac: MacAddress;
   /** The kernel's device under our name, which goes when we begin. */
@@ -58,7 +55,6 @@ export class UserVxlanBackend implements Backend {
   readonly #paths: KernelPaths;
   readonly #wanted = new Map<string, { readonly prefix: Prefix; readonly lease: Lease }>();
   #settle!: { resolve: () => void; reject: (error: unknown) => void };
-  #recheck: NodeJS.Timeout | undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(
@@ -181,9 +177,6 @@ export class UserVxlanBackend implements Backend {
         `took over from the kernel's vxlan device, which is removed; packets were not carried for ${tookMs} ms`,
       );
     }
-    if (this.#config.directRouting) {
-      this.#recheck = setInterval(() => void this.#paths.settle(), DIRECT_RECHECK_MS).unref();
-    }
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
@@ -231,6 +224,8 @@ export class UserVxlanBackend implements Backend {
     this.#hostAddresses = await listOwnAddresses(this.#options.runner);
     this.#setLocal(this.#subnets);
     for (const { dataplane } of this.#legs) dataplane?.refreshPathMtu();
+    // Peers may have come to be, or be no more, on the underlay's own link.
+    if (this.#config.directRouting) await this.#paths.settle();
   }
 
   /** Stops the workers and closes the TUNs; addresses and the networks' routes go with them, direct routes stay. */
@@ -249,7 +244,6 @@ export class UserVxlanBackend implements Backend {
   }
 
   async #close(): Promise<void> {
-    clearInterval(this.#recheck);
     await this.#paths.close();
     for (const { dataplane } of this.#legs) await dataplane?.close();
     this.#settle.resolve();
