@@ -33,8 +33,9 @@ export interface AgentSurroundings {
   readonly environment: NodeJS.ProcessEnv;
 }
 
-/** How often the agent looks at itself when nobody asks. */
+/** How often the agent looks at itself when nobody asks; less often where that costs more than a thousandth. */
 const LOOK_MS = 2_000;
+const LONGEST_LOOK_MS = 30_000;
 
 export class Agent {
   readonly #surroundings: AgentSurroundings;
@@ -245,11 +246,16 @@ export class Agent {
       sign();
       watchdog = setInterval(sign, watchdogMs / 2);
     }
-    const look = setInterval(() => void this.#look(), LOOK_MS);
-    look.unref();
     watchdog?.unref();
+    let look: NodeJS.Timeout | undefined;
+    const lookLater = (): void => {
+      const delayMs = Math.min(LONGEST_LOOK_MS, Math.max(LOOK_MS, this.#health.costMs * 1_000));
+      look = setTimeout(() => void this.#look().finally(() => look !== undefined && lookLater()), delayMs).unref();
+    };
+    lookLater();
     return async () => {
-      clearInterval(look);
+      clearTimeout(look);
+      look = undefined;
       clearInterval(watchdog);
     };
   }

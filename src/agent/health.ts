@@ -58,6 +58,7 @@ export class Health {
   readonly #status: () => OverlayStatus | undefined;
   readonly #seams: HealthSeams;
   #workersSeenAt: number;
+  #costMs = 0;
   #latest: { readonly at: number; readonly report: Promise<HealthReport> } | undefined;
 
   /** @param status undefined until the overlay has begun. */
@@ -73,7 +74,7 @@ export class Health {
 
   live(): HealthReport {
     const now = this.#seams.now();
-    const workers = this.#status()?.dataplane?.workers;
+    const workers = this.#read()?.dataplane?.workers;
     if (workers === undefined || workers.some(({ state }) => state === 'running')) this.#workersSeenAt = now;
     const deadMs = now - this.#workersSeenAt;
     const problem =
@@ -89,13 +90,29 @@ export class Health {
     return this.#latest.report;
   }
 
+  /** How long the latest look has held the event loop up, in milliseconds: it grows with the number of hosts. */
+  get costMs(): number {
+    return this.#costMs;
+  }
+
   /** Makes the next {@link ready} look again. */
   forget(): void {
     this.#latest = undefined;
   }
 
+  /** Undefined while there is no overlay, also in the moment when one ends. */
+  #read(): OverlayStatus | undefined {
+    try {
+      return this.#status();
+    } catch {
+      return undefined;
+    }
+  }
+
   async #look(): Promise<HealthReport> {
-    const status = this.#status();
+    const before = this.#seams.now();
+    const status = this.#read();
+    this.#costMs = this.#seams.now() - before;
     if (status === undefined) return report([{ name: 'start', problem: 'the agent is starting' }]);
     const checks: readonly [name: string, look: () => string | undefined | Promise<string | undefined>][] = [
       ['device', () => this.#device(status)],

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { CACHE_MS, DEAD_AFTER_MS, Health, type HealthSeams } from '../../../src/agent/health.js';
+import { CACHE_MS, DEAD_AFTER_MS, Health, type HealthSeams, problemsOf } from '../../../src/agent/health.js';
+import { PodwireError } from '../../../src/errors.js';
 import type { OverlayStatus } from '../../../src/index.js';
 import { Address, Prefix } from '../../../src/net/prefix.js';
 
@@ -136,6 +137,14 @@ describe('ready', () => {
     state.engine = false;
     state.routes.clear();
     expect((await health.ready()).ok).toBe(true);
+  });
+
+  test('an overlay that is just ending counts as none', async () => {
+    const health = new Health(() => {
+      throw new PodwireError('CLOSED', 'the overlay has ended');
+    });
+    expect(problemsOf(await health.ready())).toBe('the agent is starting');
+    expect(health.live().ok).toBe(true);
   });
 
   test('looks once a second at most, however many ask', async () => {
