@@ -8,6 +8,10 @@ const docker = (ipt: string): string =>
   `${ipt} -N DOCKER-USER; ${ipt} -A DOCKER-USER -j RETURN; ${ipt} -N DOCKER-FORWARD; ` +
   `${ipt} -A FORWARD -j DOCKER-USER; ${ipt} -A FORWARD -j DOCKER-FORWARD; ${ipt} -P FORWARD DROP`;
 
+/** One transaction: in between, the chain would drop nothing. */
+const atomically = (ipt: string, ...lines: readonly string[]): string =>
+  `printf '%s\\n' '*filter' ${lines.map((line) => `'${line}'`).join(' ')} COMMIT | ${ipt}-restore --noflush`;
+
 const nftDrop = (family: string, body: string): string =>
   `nft -f - <<'END'\ntable ${family} other {\nchain for_ward {\ntype filter hook forward priority 10; ${body}\n}\n}\nEND`;
 
@@ -39,7 +43,7 @@ const DROPS: readonly Drop[] = [
       {
         name: `docker with ${ipt}`,
         drop: docker(ipt),
-        reload: `${ipt} -F DOCKER-USER; ${ipt} -A DOCKER-USER -j RETURN`,
+        reload: atomically(ipt, '-F DOCKER-USER', '-A DOCKER-USER -j RETURN'),
         end: `${ipt} -P FORWARD ACCEPT`,
         place: `${ipt} DOCKER-USER`,
         show: `${ipt} -S DOCKER-USER`,
@@ -47,7 +51,7 @@ const DROPS: readonly Drop[] = [
       {
         name: `REJECT at the end of ${ipt}`,
         drop: `${ipt} -A FORWARD -i lo -j ACCEPT; ${ipt} -A FORWARD -j REJECT --reject-with icmp-host-prohibited`,
-        reload: `${ipt} -F FORWARD; ${ipt} -A FORWARD -j REJECT --reject-with icmp-host-prohibited`,
+        reload: atomically(ipt, '-F FORWARD', '-A FORWARD -j REJECT --reject-with icmp-host-prohibited'),
         end: `${ipt} -D FORWARD -j REJECT --reject-with icmp-host-prohibited`,
         place: `${ipt} FORWARD`,
         show: `${ipt} -S FORWARD`,
@@ -68,7 +72,7 @@ const DROPS: readonly Drop[] = [
       'inet',
       'policy accept;\nct state invalid drop\ncounter log prefix "no " reject with icmpx admin-prohibited',
     ),
-    reload: `nft flush chain inet other for_ward; nft add rule inet other for_ward drop`,
+    reload: `nft 'flush chain inet other for_ward; add rule inet other for_ward drop'`,
     end: 'nft flush chain inet other for_ward',
     place: 'nft inet other for_ward',
     show: 'nft list chain inet other for_ward',

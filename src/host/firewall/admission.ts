@@ -49,15 +49,20 @@ export class Admissions {
 
   /**
    * @param managed the flavour whose FORWARD chain already jumps to a chain of ours.
+   * @param chains all chains as nft lists them; undefined where it cannot.
    * @throws {PodwireError} `COMMAND_FAILED` when the host's chains cannot be read.
    */
-  async ensure(plan: FirewallPlan, managed: Flavour | undefined): Promise<AdmissionResult> {
+  async ensure(
+    plan: FirewallPlan,
+    managed: Flavour | undefined,
+    chains: readonly NftChain[] | undefined,
+  ): Promise<AdmissionResult> {
     const wanted = JSON.stringify(([4, 6] as const).map((family) => forwardRules(plan, family)));
     const isSame = this.#plan === wanted;
     const places: string[] = [];
     const drift: string[] = [];
     const problems: string[] = [];
-    for (const { place, write } of await this.#find(plan, managed)) {
+    for (const { place, write } of await this.#find(plan, managed, chains)) {
       try {
         await write?.();
         if (place !== undefined) places.push(place);
@@ -76,13 +81,18 @@ export class Admissions {
   /** What a plan without forward rules would remove: places and their removal. */
   async leftovers(): Promise<{ readonly what: string; readonly remove: () => Promise<void> }[]> {
     const nothing = { networks: [], subnets: [], masquerade: false, forward: false, randomFully: false };
-    return (await this.#find(nothing, undefined, true)).flatMap(({ place, write }) =>
+    const chains = this.#tools.nft.usable ? await listChains(this.#runner) : undefined;
+    return (await this.#find(nothing, undefined, chains, true)).flatMap(({ place, write }) =>
       write === undefined ? [] : [{ what: `accepts in ${place ?? 'a chain'}`, remove: write }],
     );
   }
 
-  async #find(plan: FirewallPlan, managed: Flavour | undefined, nameAlways = false): Promise<Admission[]> {
-    const chains = this.#tools.nft.usable ? await listChains(this.#runner) : undefined;
+  async #find(
+    plan: FirewallPlan,
+    managed: Flavour | undefined,
+    chains: readonly NftChain[] | undefined,
+    nameAlways = false,
+  ): Promise<Admission[]> {
     const found: Admission[] = [];
     const byIptables = new Set<string>();
     for (const programs of this.#tools.iptables) {
@@ -94,7 +104,8 @@ export class Admissions {
         if (chains !== undefined && !chains.some((chain) => isIptablesForward(chain, table))) continue;
       }
       const rules = flavour === managed ? [] : forwardRules(plan, family);
-      found.push(await this.#inIptables(new Iptables(programs, this.#runner), rules.map(iptablesMatch), nameAlways));
+      const iptables = new Iptables(programs, this.#runner);
+      found.push(await this.#inIptables(iptables, rules.map(iptablesMatch), chains, nameAlways));
     }
     for (const chain of chains ?? []) {
       if (!this.#isNative(chain) || byIptables.has(`${chain.family} ${chain.table}`)) continue;
@@ -114,8 +125,13 @@ export class Admissions {
     );
   }
 
-  async #inIptables(iptables: Iptables, matches: readonly string[], nameAlways: boolean): Promise<Admission> {
-    const table = await iptables.read('filter');
+  async #inIptables(
+    iptables: Iptables,
+    matches: readonly string[],
+    chains: readonly NftChain[] | undefined,
+    nameAlways: boolean,
+  ): Promise<Admission> {
+    const table = await iptables.read('filter', ['FORWARD', DOCKER_CHAIN], chains);
     const { target, lines } = iptablesAdmission(table, matches, this.#names.admission);
     const isNeeded = target !== undefined && matches.length > 0;
     return {

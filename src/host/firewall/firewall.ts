@@ -12,11 +12,11 @@ import type { Prefix } from '../../net/prefix.js';
 import type { Runner } from '../exec.js';
 import { Admissions } from './admission.js';
 import { ensureBlackholes } from './blackhole.js';
-import { Iptables } from './iptables.js';
+import { Iptables, type IptablesTable } from './iptables.js';
 import { IptablesManager } from './iptables-manager.js';
 import { findLeftovers } from './leftovers.js';
 import { FLANNEL_CHAINS, type FirewallNames, firewallNames } from './names.js';
-import { NftManager } from './nft.js';
+import { listChains, NftManager } from './nft.js';
 import type { FirewallPlan } from './plan.js';
 import { type ChosenManager, chooseManager, type FirewallTools, findTools, type ManagerChoice } from './tools.js';
 import { NftWatch } from './watch.js';
@@ -233,8 +233,9 @@ export class HostFirewall {
       const { nft } = this.#tools;
       const isRandom = plan.randomFully && (this.#chosen.manager !== 'nft' || (nft.usable && nft.randomFully));
       const feasible = { ...plan, randomFully: isRandom };
-      drift.push(...(await this.#manager.ensure(feasible, this.#ourNetworks(plan))));
-      const admission = await this.#admissions.ensure(plan, this.#chosen.flavour);
+      const chains = nft.usable ? await listChains(runner) : undefined;
+      drift.push(...(await this.#manager.ensure(feasible, this.#ourNetworks(plan), chains)));
+      const admission = await this.#admissions.ensure(plan, this.#chosen.flavour, chains);
       drift.push(...admission.drift);
       problems.push(...admission.problems);
       this.#admitted(admission.places);
@@ -392,7 +393,7 @@ async function legacyIsInUse(runner: Runner, tools: FirewallTools): Promise<bool
     for (const programs of tools.iptables.filter((tool) => tool.flavour === flavour && tool.family === 4)) {
       const iptables = new Iptables(programs, runner);
       for (const table of ['nat', 'filter'] as const) {
-        const chains = await iptables.read(table).catch(() => new Map<string, { rules: string[]; policy: string }>());
+        const chains = await iptables.read(table, []).catch((): IptablesTable => new Map());
         for (const { rules, policy } of chains.values()) {
           if (policy === 'DROP' || rules.some((rule) => !rule.includes('FLANNEL-') && !rule.includes('flanneld '))) {
             return true;

@@ -13,6 +13,7 @@ import {
   type TableName,
 } from './iptables.js';
 import { COMMENTS, FLANNEL_CHAINS, type FirewallNames } from './names.js';
+import type { NftChain } from './nft.js';
 import type { FirewallPlan } from './plan.js';
 
 /**
@@ -56,12 +57,21 @@ export interface TableEdits {
   readonly faults: string[];
 }
 
-/** Compares chains with the kernel's. @throws {PodwireError} `COMMAND_FAILED`. */
-export async function compareChains(iptables: Iptables, chains: readonly OwnChain[]): Promise<TableEdits> {
+/**
+ * Compares chains with the kernel's.
+ *
+ * @param existing as {@link Iptables.read}.
+ * @throws {PodwireError} `COMMAND_FAILED`.
+ */
+export async function compareChains(
+  iptables: Iptables,
+  chains: readonly OwnChain[],
+  existing?: readonly NftChain[],
+): Promise<TableEdits> {
   const edits: Partial<Record<TableName, string[]>> = {};
   const faults: string[] = [];
   for (const chain of chains) {
-    const found = chainEdits(await iptables.read(chain.table), chain);
+    const found = chainEdits(await iptables.read(chain.table, [chain.hook, chain.name], existing), chain);
     if (found.lines.length === 0) continue;
     edits[chain.table] = [...(edits[chain.table] ?? []), ...found.lines];
     faults.push(...found.faults.map((fault) => `${iptables.toString()}: ${fault}`));
@@ -85,10 +95,11 @@ export class IptablesManager {
    * Makes the chains what the plan says; a family that is right is not written.
    *
    * @param ours networks whose rules are this agent's.
+   * @param existing all chains as nft lists them, where it can.
    * @returns what was not as it had been applied; nothing when all was well or is new.
    * @throws {PodwireError} `COMMAND_FAILED`; a family is changed whole or not at all.
    */
-  async ensure(plan: FirewallPlan, ours: readonly Prefix[]): Promise<string[]> {
+  async ensure(plan: FirewallPlan, ours: readonly Prefix[], existing?: readonly NftChain[]): Promise<string[]> {
     const drift: string[] = [];
     const where: string[] = [];
     const wanted: string[] = [];
@@ -96,7 +107,7 @@ export class IptablesManager {
       const random = plan.randomFully && tool.programs.modern;
       const rules = renderChainRules({ ...plan, randomFully: random }, tool.programs.family);
       const chains = ownChains(this.#names, rules, ours);
-      const found = await compareChains(tool, chains);
+      const found = await compareChains(tool, chains, existing);
       if (found.faults.length > 0) {
         drift.push(...found.faults);
         await tool.write(found.edits);

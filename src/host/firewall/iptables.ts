@@ -5,7 +5,7 @@
  */
 import { type Family, Prefix } from '../../net/prefix.js';
 import type { Runner } from '../exec.js';
-import { FIREWALL_TIMEOUT_MS } from './nft.js';
+import { FIREWALL_TIMEOUT_MS, type NftChain } from './nft.js';
 import { COMMENTS } from './names.js';
 import { type FirewallPlan, forwardRules, isMulticastRange, MASQUERADE_MARK, masqueradeRules } from './plan.js';
 import { type IptablesPrograms, legacyTables } from './tools.js';
@@ -24,14 +24,14 @@ export interface IptablesChain {
 
 export type IptablesTable = ReadonlyMap<string, IptablesChain>;
 
-/** Reads what `iptables-save -t TABLE` prints. */
+/** Reads what `iptables-save -t TABLE` prints, or `iptables -S CHAIN`. */
 export function parseSave(text: string): Map<string, IptablesChain> {
   const chains = new Map<string, { policy: string | undefined; rules: string[] }>();
   for (const line of text.split('\n')) {
-    const [, declared, policy] = /^:(\S+) (\S+)/.exec(line) ?? [];
+    const [, declared, policy] = /^(?::|-[PN] )(\S+) ?(\S*)/.exec(line) ?? [];
     const [, chain, rule] = /^(?:\[\d+:\d+\] )?-A (\S+) ?(.*)$/.exec(line) ?? [];
     if (declared !== undefined) {
-      chains.set(declared, { policy: policy === '-' ? undefined : policy, rules: [] });
+      chains.set(declared, { policy: policy === '-' || policy === '' ? undefined : policy, rules: [] });
     } else if (chain !== undefined && rule !== undefined) {
       chains.get(chain)?.rules.push(rule.trimEnd());
     }
@@ -48,10 +48,24 @@ export class Iptables {
     this.#runner = runner;
   }
 
-  /** A table with its rules; an empty one when the kernel has none of that name, which is not created. */
-  async read(table: TableName): Promise<IptablesTable> {
-    const { flavour, family, save } = this.programs;
+  /**
+   * A table with its rules; an empty one when the kernel has none of that name, which is not created.
+   *
+   * @param names the chains that matter. With `existing` (all chains as nft lists them) only those are read where that
+   *   takes no lock: a service proxy's thousands of rules are left alone.
+   */
+  async read(table: TableName, names: readonly string[], existing?: readonly NftChain[]): Promise<IptablesTable> {
+    const { flavour, family, command, save } = this.programs;
     if (flavour === 'legacy' && !(await legacyTables(family)).has(table)) return new Map();
+    if (flavour === 'nft' && existing !== undefined) {
+      const nftFamily = family === 4 ? 'ip' : 'ip6';
+      const present = names.filter((name) =>
+        existing.some((chain) => chain.family === nftFamily && chain.table === table && chain.name === name),
+      );
+      const list = (name: string): Promise<string> =>
+        this.#runner(command, ['-t', table, '-S', name], { timeoutMs: FIREWALL_TIMEOUT_MS });
+      return parseSave((await Promise.all(present.map(list))).join(''));
+    }
     return parseSave(await this.#runner(save, ['-t', table], { timeoutMs: FIREWALL_TIMEOUT_MS }));
   }
 
