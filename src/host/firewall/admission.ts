@@ -12,7 +12,7 @@ import type { Family } from '../../net/prefix.js';
 import type { Runner } from '../exec.js';
 import { Iptables, type IptablesTable, isFinal } from './iptables.js';
 import { FLANNEL_TABLES, type FirewallNames } from './names.js';
-import { listChains, listRules, nft, type NftChain } from './nft.js';
+import { listRules, nft, type NftChain } from './nft.js';
 import { type FirewallPlan, forwardRules } from './plan.js';
 import type { FirewallTools, Flavour } from './tools.js';
 
@@ -79,9 +79,10 @@ export class Admissions {
   }
 
   /** What a plan without forward rules would remove: places and their removal. */
-  async leftovers(): Promise<{ readonly what: string; readonly remove: () => Promise<void> }[]> {
+  async leftovers(
+    chains: readonly NftChain[] | undefined,
+  ): Promise<{ readonly what: string; readonly remove: () => Promise<void> }[]> {
     const nothing = { networks: [], subnets: [], masquerade: false, forward: false, randomFully: false };
-    const chains = this.#tools.nft.usable ? await listChains(this.#runner) : undefined;
     return (await this.#find(nothing, undefined, chains, true)).flatMap(({ place, write }) =>
       write === undefined ? [] : [{ what: `accepts in ${place ?? 'a chain'}`, remove: write }],
     );

@@ -16,7 +16,7 @@ import { Iptables, type IptablesTable } from './iptables.js';
 import { IptablesManager } from './iptables-manager.js';
 import { findLeftovers } from './leftovers.js';
 import { FLANNEL_CHAINS, type FirewallNames, firewallNames } from './names.js';
-import { listChains, NftManager } from './nft.js';
+import { listChains, type NftListing, NftManager } from './nft.js';
 import type { FirewallPlan } from './plan.js';
 import { type ChosenManager, chooseManager, type FirewallTools, findTools, type ManagerChoice } from './tools.js';
 import { NftWatch } from './watch.js';
@@ -43,8 +43,8 @@ export interface HostFirewallOptions {
   readonly previousNetworks?: readonly Prefix[];
   /** Period of the checks in milliseconds; default 5000. */
   readonly resyncMs?: number;
-  /** Seam for tests: whether a program is installed. */
-  readonly hasProgram?: (name: string) => Promise<boolean>;
+  /** Seam for tests, see findTools. */
+  readonly findProgram?: (name: string) => Promise<string | undefined>;
   /** One for each change of state, none for a check that finds all well. Must not throw. */
   readonly onNotice: (notice: FirewallNotice) => void;
 }
@@ -231,17 +231,21 @@ export class HostFirewall {
     const problems: string[] = [];
     if (this.#manager !== undefined) {
       const { nft } = this.#tools;
-      const isRandom = plan.randomFully && (this.#chosen.manager !== 'nft' || (nft.usable && nft.randomFully));
-      const feasible = { ...plan, randomFully: isRandom };
-      const chains = nft.usable ? await listChains(runner) : undefined;
-      drift.push(...(await this.#manager.ensure(feasible, this.#ourNetworks(plan), chains)));
-      const admission = await this.#admissions.ensure(plan, this.#chosen.flavour, chains);
+      const listing = nft.usable ? await listChains(runner) : undefined;
+      const manager = this.#manager;
+      if (manager instanceof IptablesManager) {
+        drift.push(...(await manager.ensure(plan, this.#ourNetworks(plan), listing?.chains)));
+      } else if (listing !== undefined) {
+        const isRandom = plan.randomFully && nft.usable && nft.randomFully;
+        drift.push(...(await manager.ensure({ ...plan, randomFully: isRandom }, listing)));
+      }
+      const admission = await this.#admissions.ensure(plan, this.#chosen.flavour, listing?.chains);
       drift.push(...admission.drift);
       problems.push(...admission.problems);
       this.#admitted(admission.places);
       // The new rules are in force: only now may what they replace go.
       if (!this.#isCleared) {
-        const stuck = await this.#clear(plan);
+        const stuck = await this.#clear(plan, listing);
         this.#isCleared = stuck.length === 0;
         problems.push(...stuck);
       }
@@ -255,7 +259,7 @@ export class HostFirewall {
   }
 
   /** Removes what another manager, an earlier run or flanneld left for our networks. */
-  async #clear(plan: HostPlan): Promise<string[]> {
+  async #clear(plan: HostPlan, listing: NftListing | undefined): Promise<string[]> {
     const { manager } = this.stats();
     const leftovers = await findLeftovers({
       runner: this.#options.runner,
@@ -263,6 +267,7 @@ export class HostFirewall {
       tools: this.#tools,
       networks: this.#ourNetworks(plan),
       keep: manager === 'none' ? undefined : manager,
+      listing,
     });
     const problems: string[] = [];
     for (const { what, remove } of leftovers) {

@@ -7,7 +7,7 @@ import type { Runner } from '../exec.js';
 import { Iptables } from './iptables.js';
 import { compareChains, flannelChainsWithout, ownChains } from './iptables-manager.js';
 import { COMMENTS, FLANNEL_CHAINS, FLANNEL_TABLES, type FirewallNames } from './names.js';
-import { listChains, listRules, listTable, listTables, nft, type NftChain } from './nft.js';
+import { listRules, listTable, nft, type NftChain, type NftListing } from './nft.js';
 import type { FirewallTools, Flavour } from './tools.js';
 
 /** Something that can go, and how. */
@@ -25,13 +25,15 @@ export interface LeftoverSearch {
   readonly networks: readonly Prefix[] | undefined;
   /** The manager in use, whose rules stay; undefined to find those too. */
   readonly keep: 'nft' | `iptables-${Flavour}` | undefined;
+  /** All tables and chains as nft lists them; undefined where it cannot. */
+  readonly listing: NftListing | undefined;
 }
 
 /** @throws {PodwireError} `COMMAND_FAILED` when the host's rules cannot be read. */
 export async function findLeftovers(search: LeftoverSearch): Promise<Removal[]> {
-  const { runner, tools } = search;
-  const chains = tools.nft.usable ? await listChains(runner) : undefined;
-  const removals = chains === undefined ? [] : await inNftTables(search);
+  const { runner, tools, listing } = search;
+  const chains = listing?.chains;
+  const removals = listing === undefined ? [] : await inNftTables(search, listing.tables);
   for (const programs of tools.iptables) {
     const table = programs.family === 4 ? 'ip' : 'ip6';
     const isAbsent = chains !== undefined && !chains.some((chain) => isFlannelChain(chain, table));
@@ -59,8 +61,10 @@ function isFlannelChain({ family, table, name }: NftChain, wanted: string): bool
   );
 }
 
-async function inNftTables({ runner, names, networks, keep }: LeftoverSearch): Promise<Removal[]> {
-  const tables = await listTables(runner);
+async function inNftTables(
+  { runner, names, networks, keep }: LeftoverSearch,
+  tables: ReadonlySet<string>,
+): Promise<Removal[]> {
   const removal = (name: string): Removal => ({
     what: `nft table ${name}`,
     remove: async () => void (await nft(runner, `add table ${name}\ndelete table ${name}\n`)),

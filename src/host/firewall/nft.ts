@@ -63,19 +63,21 @@ export async function listTable(runner: Runner, family: string, table: string): 
   return tryNft(runner, `list table ${family} ${table}\n`);
 }
 
-/** `family table` of every table. */
-export async function listTables(runner: Runner): Promise<ReadonlySet<string>> {
-  const listing = await nft(runner, 'list tables\n');
-  return new Set(Array.from(listing.matchAll(/^table (\S+) (\S+)/gm), ([, family, table]) => `${family} ${table}`));
+/** All tables and chains of the host, without their rules. */
+export interface NftListing {
+  /** `family table`. */
+  readonly tables: ReadonlySet<string>;
+  readonly chains: readonly NftChain[];
 }
 
-/** Every chain of the host, without rules. */
-export async function listChains(runner: Runner): Promise<NftChain[]> {
+/** @throws {PodwireError} `COMMAND_FAILED`. */
+export async function listChains(runner: Runner): Promise<NftListing> {
   return parseChains(await nft(runner, 'list chains\n'));
 }
 
-/** The chains of `nft list chains`. */
-export function parseChains(listing: string): NftChain[] {
+/** Reads `nft list chains`. */
+export function parseChains(listing: string): NftListing {
+  const tables = new Set<string>();
   const chains: NftChain[] = [];
   let table: { family: string; name: string } | undefined;
   let chain: NftChain | undefined;
@@ -86,6 +88,7 @@ export function parseChains(listing: string): NftChain[] {
     const [, type, hook, rest] = /^type (\S+) hook (\S+) (.*)$/.exec(text) ?? [];
     if (family !== undefined && name !== undefined) {
       table = { family, name };
+      tables.add(`${family} ${name}`);
     } else if (chainName !== undefined && table !== undefined) {
       chain = { family: table.family, table: table.name, name: chainName };
       chains.push(chain);
@@ -94,7 +97,7 @@ export function parseChains(listing: string): NftChain[] {
       chains[chains.length - 1] = { ...chain, type, hook, policy };
     }
   }
-  return chains;
+  return { tables, chains };
 }
 
 /** Rules of a listing made with `-a`: the lines of chain bodies that carry a handle. */
@@ -159,7 +162,7 @@ export class NftManager {
   readonly #runner: Runner;
   readonly #names: FirewallNames;
   /** What was applied last, and how the kernel lists it. */
-  #applied: { readonly script: string; readonly listings: ReadonlyMap<Family, string> } | undefined;
+  #applied: { readonly script: string; readonly families: readonly Family[]; readonly listing: string } | undefined;
 
   constructor(runner: Runner, names: FirewallNames) {
     this.#runner = runner;
@@ -169,58 +172,67 @@ export class NftManager {
   /**
    * Makes the tables what the plan says.
    *
+   * @param existing what the host has.
    * @returns what was not as it had been applied, one text each; nothing when all was well or is new.
    * @throws {PodwireError} `COMMAND_FAILED`; the tables are as they were.
    */
-  async ensure(plan: FirewallPlan): Promise<string[]> {
+  async ensure(plan: FirewallPlan, existing: Pick<NftListing, 'tables'>): Promise<string[]> {
     const blocks = new Map(([4, 6] as const).map((family) => [family, renderTable(this.#names, plan, family)]));
     const script = Array.from(blocks.values()).join('');
     const drift: string[] = [];
     if (this.#applied?.script === script) {
-      for (const [family, expected] of this.#applied.listings) {
+      const { families, listing } = this.#applied;
+      if ((await this.#list(families)) === listing) return [];
+      for (const family of families) {
         const found = await listTable(this.#runner, NFT_FAMILY[family], this.#names.table);
-        if (found === expected) continue;
-        const table = `nft table ${NFT_FAMILY[family]} ${this.#names.table}`;
-        drift.push(`${table} was ${found === undefined ? 'gone' : 'changed'}`);
+        if (found === undefined) drift.push(`nft table ${this.#table(family)} was gone`);
+        else if (!listing.includes(found)) drift.push(`nft table ${this.#table(family)} was changed`);
       }
+      // Somebody may have put back what it was.
       if (drift.length === 0) return [];
     }
-    await this.#replace(blocks, script);
+    await this.#replace(blocks, script, existing);
     return drift;
   }
 
-  async #replace(blocks: ReadonlyMap<Family, string>, script: string): Promise<void> {
-    const { table } = this.#names;
-    const existing = await listTables(this.#runner);
+  async #replace(
+    blocks: ReadonlyMap<Family, string>,
+    script: string,
+    existing: Pick<NftListing, 'tables'>,
+  ): Promise<void> {
     const commands = Array.from(blocks, ([family, block]) => {
-      const name = `${NFT_FAMILY[family]} ${table}`;
+      const name = this.#table(family);
       // Adding what may exist already makes the deletion right in either case.
       if (block !== '') return `add table ${name}\ndelete table ${name}\n${block}`;
-      return existing.has(name) ? `delete table ${name}\n` : '';
+      return existing.tables.has(name) ? `delete table ${name}\n` : '';
     }).join('');
     this.#applied = undefined;
     if (commands !== '') await nft(this.#runner, commands);
-    const listings = new Map<Family, string>();
-    for (const [family, block] of blocks) {
-      if (block === '') continue;
-      const listing = await listTable(this.#runner, NFT_FAMILY[family], table);
-      const wanted = Array.from(block.matchAll(/ comment "/g)).length;
-      if (listing === undefined || rulesOf(listing).length !== wanted) {
-        throw new PodwireError(
-          'COMMAND_FAILED',
-          `nft table ${NFT_FAMILY[family]} ${table} is not what was just written: somebody else writes it too`,
-        );
-      }
-      listings.set(family, listing);
+    const families = Array.from(blocks).flatMap(([family, block]) => (block === '' ? [] : [family]));
+    const listing = await this.#list(families);
+    const wanted = Array.from(script.matchAll(/ comment "/g)).length;
+    if (rulesOf(listing).length !== wanted) {
+      throw new PodwireError(
+        'COMMAND_FAILED',
+        `nft tables ${this.#names.table} are not what was just written: somebody else writes them too`,
+      );
     }
-    this.#applied = { script, listings };
+    this.#applied = { script, families, listing };
+  }
+
+  /** The tables of these families, what is missing left out. */
+  async #list(families: readonly Family[]): Promise<string> {
+    // One process each: asked for two tables at once, nft 1.0 lists the first without its rules.
+    const listings = families.map((family) => listTable(this.#runner, NFT_FAMILY[family], this.#names.table));
+    return (await Promise.all(listings)).join('');
+  }
+
+  #table(family: Family): string {
+    return `${NFT_FAMILY[family]} ${this.#names.table}`;
   }
 
   /** Names of the tables in place. */
   get where(): string[] {
-    return Array.from(
-      this.#applied?.listings.keys() ?? [],
-      (family) => `nft table ${NFT_FAMILY[family]} ${this.#names.table}`,
-    );
+    return (this.#applied?.families ?? []).map((family) => `nft table ${this.#table(family)}`);
   }
 }

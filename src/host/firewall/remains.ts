@@ -12,6 +12,7 @@ import { describeRoute, type KernelRoute, listRoutes, removeRoutes, ROUTE_PROTOC
 import { Admissions } from './admission.js';
 import { findLeftovers, type Removal } from './leftovers.js';
 import { firewallKey, firewallNames } from './names.js';
+import { listChains } from './nft.js';
 import { findTools } from './tools.js';
 
 export interface RemainsOptions {
@@ -36,7 +37,7 @@ export async function findRemains(options: RemainsOptions): Promise<Removal[]> {
   const tools = await findTools(runner);
   const routes = await ownRoutes(runner, networks);
   const tunDevices = await listTunDevices(runner);
-  const alive = routes.find(({ device }) => tunDevices.has(device));
+  const alive = routes.find(({ device }) => tunDevices.has(device) && !isWireguard(device));
   if (alive !== undefined) {
     throw new PodwireError(
       'DEVICE_IN_USE',
@@ -44,14 +45,20 @@ export async function findRemains(options: RemainsOptions): Promise<Removal[]> {
     );
   }
   const known = networks.length === 0 ? undefined : networks;
-  const rules = await findLeftovers({ runner, names, tools, networks: known, keep: undefined });
+  const listing = tools.nft.usable ? await listChains(runner) : undefined;
+  const rules = await findLeftovers({ runner, names, tools, networks: known, keep: undefined, listing });
   return [
     ...rules,
-    ...(await new Admissions(runner, names, tools).leftovers()),
+    ...(await new Admissions(runner, names, tools).leftovers(listing?.chains)),
     ...routes.map((route) => ({ what: describeRoute(route), remove: () => removeRoutes(runner, [route]) })),
     ...(await lastingDevices(runner, networks, routes)),
     ...(await deadSocket(options.controlSocket)),
   ];
+}
+
+/** A device of wireguard-go is a TUN too, but of a process that outlives the agent and ends with its device. */
+function isWireguard(device: string): boolean {
+  return device.startsWith('flannel-wg');
 }
 
 async function ownRoutes(runner: Runner, networks: readonly Prefix[]): Promise<KernelRoute[]> {
@@ -83,7 +90,7 @@ async function lastingDevices(
   for (const entry of await ipJson(runner, ['-d', 'address', 'show'])) {
     const name = textField(entry, 'ifname') ?? '';
     const kind = textField(field(entry, 'linkinfo'), 'info_kind') ?? '';
-    if (!name.startsWith('flannel') || !LASTING_KINDS.has(kind)) continue;
+    if (!name.startsWith('flannel') || !(LASTING_KINDS.has(kind) || isWireguard(name))) continue;
     const isAddressed = listField(entry, 'addr_info').some((info) => {
       const text = `${textField(info, 'local') ?? ''}/${numberField(info, 'prefixlen') ?? ''}`;
       const address = Prefix.tryParse(text);

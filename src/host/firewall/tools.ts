@@ -1,7 +1,7 @@
 /**
  * Which firewall programs this host has, which of them work, and which manager podwire uses.
  */
-import { access, constants, readFile } from 'node:fs/promises';
+import { access, constants, readFile, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../../errors.js';
 import type { Family } from '../../net/prefix.js';
@@ -28,24 +28,29 @@ export interface FirewallTools {
   readonly iptables: readonly IptablesPrograms[];
 }
 
+type FindProgram = (name: string) => Promise<string | undefined>;
+
 export interface ToolSeams {
-  /** Whether a program of that name can be run. Default: looks through PATH and the sbin directories. */
-  readonly hasProgram?: (name: string) => Promise<boolean>;
+  /**
+   * The file of a program that can be run, symbolic links followed, or undefined. Default: looks through PATH and the
+   * sbin directories.
+   */
+  readonly findProgram?: FindProgram;
 }
 
 /** Finds the programs and tries nft out, without changing anything. */
 export async function findTools(runner: Runner, seams: ToolSeams = {}): Promise<FirewallTools> {
-  const hasProgram = seams.hasProgram ?? isOnPath;
+  const findProgram = seams.findProgram ?? findOnPath;
   const [nft, iptables] = await Promise.all([
-    probeNft(runner, hasProgram),
-    Promise.all(([4, 6] as const).map((family) => findIptables(runner, hasProgram, family))),
+    probeNft(runner, findProgram),
+    Promise.all(([4, 6] as const).map((family) => findIptables(runner, findProgram, family))),
   ]);
   return { nft, iptables: iptables.flat() };
 }
 
 /** A check (`nft -c`) goes all the way to the kernel, but nothing is committed. */
-async function probeNft(runner: Runner, hasProgram: (name: string) => Promise<boolean>): Promise<FirewallTools['nft']> {
-  if (!(await hasProgram('nft'))) return { usable: false, reason: 'nft is not installed' };
+async function probeNft(runner: Runner, findProgram: FindProgram): Promise<FirewallTools['nft']> {
+  if ((await findProgram('nft')) === undefined) return { usable: false, reason: 'nft is not installed' };
   const attempt = (statement: string): Promise<string> =>
     runner('nft', ['-c', '-f', '-'], {
       input: `table ip podwire-probe {\nchain c {\ntype nat hook postrouting priority 101\n${statement}\n}\n}\n`,
@@ -63,23 +68,14 @@ async function probeNft(runner: Runner, hasProgram: (name: string) => Promise<bo
   }
 }
 
-async function findIptables(
-  runner: Runner,
-  hasProgram: (name: string) => Promise<boolean>,
-  family: Family,
-): Promise<IptablesPrograms[]> {
+async function findIptables(runner: Runner, findProgram: FindProgram, family: Family): Promise<IptablesPrograms[]> {
   const base = family === 4 ? 'iptables' : 'ip6tables';
   const inspect = async (command: string): Promise<IptablesPrograms | undefined> => {
     const [save, restore] = [`${command}-save`, `${command}-restore`];
-    const present = await Promise.all([command, save, restore].map(hasProgram));
-    if (present.includes(false)) return undefined;
-    // iptables v1.8.9 (nf_tables); before 1.8 there was nothing but legacy, and no brackets.
-    const version = await runner(command, ['--version']).catch(() => '');
-    const [, major, minor, patch, backend] = /v(\d+)\.(\d+)(?:\.(\d+))?\S*(?: \((\w+)\))?/.exec(version) ?? [];
-    if (major === undefined) return undefined;
-    const number = Number(major) * 1e6 + Number(minor) * 1e3 + Number(patch ?? 0);
-    const flavour = backend === 'nf_tables' ? 'nft' : 'legacy';
-    return { flavour, family, command, save, restore, modern: number >= 1_006_002 };
+    const files = await Promise.all([command, save, restore].map((name) => findProgram(name)));
+    if (files.includes(undefined)) return undefined;
+    const kind = kindOfFile(files[0] ?? '') ?? kindOfVersion(await runner(command, ['--version']).catch(() => ''));
+    return kind === undefined ? undefined : { ...kind, family, command, save, restore };
   };
   const [plain, ...named] = await Promise.all([base, `${base}-nft`, `${base}-legacy`].map(inspect));
   const all = named.filter((tool) => tool !== undefined);
@@ -89,18 +85,38 @@ async function findIptables(
   return [preferred, ...all.filter((tool) => tool.flavour !== plain.flavour)];
 }
 
-async function isOnPath(name: string): Promise<boolean> {
+interface IptablesKind {
+  readonly flavour: Flavour;
+  readonly modern: boolean;
+}
+
+/** Since 1.8, when there came to be two flavours, all commands of one are links to one program. */
+function kindOfFile(file: string): IptablesKind | undefined {
+  const [, flavour] = /\/xtables-(nft|legacy)-multi$/.exec(file) ?? [];
+  return flavour === 'nft' || flavour === 'legacy' ? { flavour, modern: true } : undefined;
+}
+
+/** `iptables v1.8.9 (nf_tables)`; before 1.8 there was nothing but legacy, and no brackets. */
+function kindOfVersion(text: string): IptablesKind | undefined {
+  const [, major, minor, patch, backend] = /v(\d+)\.(\d+)(?:\.(\d+))?\S*(?: \((\w+)\))?/.exec(text) ?? [];
+  if (major === undefined) return undefined;
+  const number = Number(major) * 1e6 + Number(minor) * 1e3 + Number(patch ?? 0);
+  return { flavour: backend === 'nf_tables' ? 'nft' : 'legacy', modern: number >= 1_006_002 };
+}
+
+async function findOnPath(name: string): Promise<string | undefined> {
   const directories = [...(process.env['PATH'] ?? '').split(':'), '/usr/sbin', '/sbin', '/usr/bin', '/bin'];
   for (const directory of directories) {
     if (directory === '') continue;
+    const path = join(directory, name);
     try {
-      await access(join(directory, name), constants.X_OK);
-      return true;
+      await access(path, constants.X_OK);
+      return await realpath(path);
     } catch {
       // Not there.
     }
   }
-  return false;
+  return undefined;
 }
 
 /**

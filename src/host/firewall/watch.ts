@@ -15,7 +15,7 @@ import { nft } from './nft.js';
 const SCRIPT = 'nft monitor </dev/null & p=$!; exec >&- 2>&-; read -r x; kill $p; wait $p';
 
 const RESTART_MS = 2_000;
-const PING_MS = 200;
+const PING_MS = 100;
 /** A line of a rule set is far below; an event with a huge set of elements is cut. */
 const LONGEST_LINE = 1 << 20;
 
@@ -83,7 +83,8 @@ export class NftWatch {
     };
     child.on('error', (error) => over(messageOf(error)));
     child.on('close', () => over(errors.trim().replaceAll(/\s*\n\s*/g, '; ') || 'nft monitor has ended'));
-    this.#ping();
+    this.#timer = setTimeout(() => this.#ping(), PING_MS);
+    this.#timer.unref();
   }
 
   #onLine(line: string): void {

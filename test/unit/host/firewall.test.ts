@@ -157,9 +157,9 @@ describe('findTools', () => {
       }
       return '';
     };
-    return findTools(runner, {
-      hasProgram: async (name) => programs[name.replace(/-(save|restore)$/, '')] !== undefined,
-    });
+    // As an installation without multi-call programs.
+    const isThere = (name: string): boolean => programs[name.replace(/-(save|restore)$/, '')] !== undefined;
+    return findTools(runner, { findProgram: async (name) => (isThere(name) ? `/sbin/${name}` : undefined) });
   };
   const summary = (found: FirewallTools): string[] =>
     found.iptables.map(({ command, flavour, modern }) => `${command} ${flavour}${modern ? '' : ' old'}`);
@@ -185,6 +185,22 @@ describe('findTools', () => {
     expect(summary(await host(programs as Record<string, string>))).toEqual(expected);
   });
 
+  test('the two multi-call programs say what they are by their names', async () => {
+    const multi = { nft: 'xtables-nft-multi', legacy: 'xtables-legacy-multi' } as const;
+    const found = await findTools(async () => '', {
+      findProgram: async (name) => {
+        if (!name.startsWith('ip')) return undefined;
+        return `/usr/sbin/${multi[name.includes('-nft') ? 'nft' : 'legacy']}`;
+      },
+    });
+    expect(summary(found)).toEqual([
+      'iptables-legacy legacy',
+      'iptables-nft nft',
+      'ip6tables-legacy legacy',
+      'ip6tables-nft nft',
+    ]);
+  });
+
   test.each([
     [{ nft: '' }, { usable: true, randomFully: true }],
     [{ nft: 'no random' }, { usable: true, randomFully: false }],
@@ -206,7 +222,7 @@ test('a host without any program: one line, nothing is run, nothing fails', asyn
     manager: 'auto',
     key: 'default',
     runner,
-    hasProgram: async () => false,
+    findProgram: async () => undefined,
     onNotice: (notice) => notices.push(notice),
   });
   expect(notices.map(({ level }) => level)).toEqual(['error']);
@@ -243,9 +259,12 @@ test('parseChains reads what nft of any age prints', () => {
     '\t\ttype filter hook ingress device "eth0" priority -500; policy accept;',
     '\t}',
     '}',
+    'table ip6 empty {',
+    '}',
     '',
   ].join('\n');
-  expect(parseChains(listing)).toEqual([
+  expect([...parseChains(listing).tables]).toEqual(['ip filter', 'inet firewalld', 'netdev n', 'ip6 empty']);
+  expect(parseChains(listing).chains).toEqual([
     { family: 'ip', table: 'filter', name: 'FORWARD', type: 'filter', hook: 'forward', policy: 'drop' },
     { family: 'ip', table: 'filter', name: 'KUBE-FORWARD' },
     { family: 'inet', table: 'firewalld', name: 'filter_FORWARD', type: 'filter', hook: 'forward', policy: 'accept' },
