@@ -167,6 +167,39 @@ describe.skipIf(missing(NEEDS))('the agent and its firewall, and podwire cleanup
     expect(await rules()).toBe(alone);
   });
 
+  it("in chains with flannel's names, only rules of known networks are taken for ours", async () => {
+    const chain = (network: string): string =>
+      `iptables-nft -A FLANNEL-FWD -s ${network} -m comment --comment "flanneld forward" -j ACCEPT; `;
+    await sh(
+      `iptables-nft -N FLANNEL-FWD; ${chain('10.42.0.0/16')} ${chain('10.99.0.0/16')}` +
+        'iptables-nft -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD',
+    );
+    // Flannel's own subnet file, in a /run of its own.
+    const inFreshRun = (...extra: readonly string[]): Promise<string> =>
+      bed.a.ns.ok('sh', [
+        '-ec',
+        'mount -t tmpfs tmpfs /run; exec "$@"',
+        'sh',
+        process.execPath,
+        cli,
+        'cleanup',
+        ...extra,
+      ]);
+    const before = await rules();
+    expect(await inFreshRun()).toBe(
+      "/run/flannel/subnet.env names no pod network: routes, devices and flanneld's rules are left alone (see --network)\n" +
+        'nothing is left of an agent with /run/flannel/subnet.env\n',
+    );
+    expect(await rules()).toBe(before);
+    expect(await inFreshRun('--network=10.42.0.0/16')).toMatch(/^removed iptables-nft filter FLANNEL-FWD$/m);
+    expect((await iptablesRules(bed.a.ns, 'iptables-nft')).slice(1)).toEqual([
+      'filter -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD',
+      'filter -A FLANNEL-FWD -s 10.99.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
+    ]);
+    await inFreshRun('--network=10.99.0.0/16');
+    expect(await iptablesRules(bed.a.ns, 'iptables-nft')).toEqual([]);
+  });
+
   it('a wrong --network is a usage error', async () => {
     expect(await cleanup('--network=10.42')).toMatchObject({
       code: 2,

@@ -89,8 +89,10 @@ async function inNftTables(
 async function inIptables(search: LeftoverSearch, iptables: Iptables): Promise<Removal[]> {
   const { names, networks, keep } = search;
   const nothing = { masquerade: [], forward: [] };
+  // In chains with flannel's names nobody can tell whose a rule is without the networks.
+  const isTelling = !names.shared || networks !== undefined;
   const chains = [
-    ...(keep === `iptables-${iptables.programs.flavour}` ? [] : ownChains(names, nothing, networks)),
+    ...(keep === `iptables-${iptables.programs.flavour}` || !isTelling ? [] : ownChains(names, nothing, networks)),
     ...(names.shared || networks === undefined ? [] : flannelChainsWithout(networks)),
   ];
   const removals: Removal[] = [];
