@@ -62,6 +62,11 @@ export function formatEnd(expiresAt: string | undefined, now: Date): string {
   return leftMs > 0 ? `ends in ${formatDuration(leftMs)}` : `ENDED ${formatDuration(-leftMs)} ago`;
 }
 
+/** Nobody knows the backend of a reservation whose host has not come yet. */
+function backendOf({ backendType, reserved }: LeaseEntry): string {
+  return backendType || (reserved ? '-' : 'udp');
+}
+
 const json = (value: unknown): string => (value === undefined ? '' : JSON.stringify(value));
 
 function columns(now: Date): readonly Column<LeaseEntry>[] {
@@ -70,7 +75,7 @@ function columns(now: Date): readonly Column<LeaseEntry>[] {
     { title: 'SUBNET6', text: ({ subnet6 }) => subnet6 ?? '', giveWay: 1 },
     { title: 'PUBLIC IP', text: ({ publicIp }) => publicIp },
     { title: 'PUBLIC IPV6', text: ({ publicIpv6 }) => publicIpv6 ?? '', giveWay: 3 },
-    { title: 'BACKEND', text: ({ backendType }) => backendType || 'udp', giveWay: 2 },
+    { title: 'BACKEND', text: backendOf, giveWay: 2 },
     { title: 'LEASE', text: ({ expiresAt }) => formatEnd(expiresAt, now) },
     { title: 'REFUSED', text: ({ refused }) => refused ?? '' },
     { title: 'OWNER', text: ({ owner }) => owner ?? '', giveWay: 4 },
@@ -86,13 +91,13 @@ export function formatLeases({ leases, store }: LeaseDocument, now: Date, width?
 
 /** One lease in one line. */
 export function formatLease(lease: LeaseEntry, now: Date): string {
-  const { subnet, subnet6, publicIp, publicIpv6, backendType, expiresAt, refused } = lease;
+  const { subnet, subnet6, publicIp, publicIpv6, expiresAt, refused } = lease;
   return [
     subnet,
     ...(subnet6 === undefined ? [] : [subnet6]),
     publicIp,
     ...(publicIpv6 === undefined ? [] : [publicIpv6]),
-    backendType || 'udp',
+    backendOf(lease),
     formatEnd(expiresAt, now),
     ...(refused === undefined ? [] : [`refused: ${refused}`]),
   ].join('  ');

@@ -134,7 +134,7 @@ describe('the table', () => {
     expect(formatLeases(document, NOW).map((line) => line.replace(/ {2,}/g, '  '))).toEqual([
       'SUBNET  PUBLIC IP  BACKEND  LEASE  REFUSED  OWNER',
       '10.42.5.0/24  192.0.2.5  udp  ends in 23h 30m  machine-5',
-      '10.42.7.0/24  192.0.2.7  udp  reserved',
+      '10.42.7.0/24  192.0.2.7  -  reserved',
       '10.99.0.0/24  192.0.2.9  vxlan  ENDED 2h ago  10.99.0.0/24 is outside 10.42.0.0/16',
     ]);
   });
