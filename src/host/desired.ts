@@ -101,6 +101,8 @@ export interface Change {
   readonly tool: 'ip' | 'bridge';
   /** The command without the tool's name; undefined: nothing can be done, see `why`. */
   readonly command: string | undefined;
+  /** It may undo something else, or hit another thing than it means: look again afterwards. */
+  readonly isBlunt?: true;
 }
 
 /** The `metric` that a route gets when none is given. */

@@ -74,11 +74,12 @@ export function familiesWithGaps(desired: DesiredHost, facts: HostFacts): Family
   return [...new Set(gaps.map(({ destination }) => destination.family))];
 }
 
+/** The kernel drops routes, neighbours and addresses when a link changes: each change of one is blunt. */
 function linkChanges(link: DesiredLink, found: LinkFacts | undefined, remade: Set<string>): Change[] {
   const { device, create } = link;
   const changes: Change[] = [];
   const change = (part: string, action: Change['action'], why: string, command: string | undefined): void => {
-    changes.push({ kind: 'link', action, key: `link ${device}${part}`, why, tool: 'ip', command });
+    changes.push({ kind: 'link', action, key: `link ${device}${part}`, why, tool: 'ip', command, isBlunt: true });
   };
   if (found === undefined && create === undefined) return changes;
   const isWrong = found !== undefined && create?.matches !== undefined && !create.matches(found.entry);
@@ -106,6 +107,7 @@ function wasNot(what: string, device: string, was: string | number | undefined, 
     : `${what} of ${device} was ${was}, not ${wanted}`;
 }
 
+/** Blunt too: with a device's last address go its routes. */
 function addressChanges(
   desired: readonly DesiredAddress[],
   exclusive: readonly string[],
@@ -128,6 +130,7 @@ function addressChanges(
       key: `address ${text} dev ${device}`,
       why,
       tool: 'ip',
+      isBlunt: true,
       command: `address ${action === 'add' ? 'replace' : 'del'} ${text} dev ${device}${action === 'add' && text.includes(':') ? ' nodad' : ''}`,
     });
     for (const text of texts) {
@@ -174,8 +177,11 @@ function routeChanges(
     const found = ours.get(key) ?? [];
     const right = found.find((candidate) => sameRoute(route, candidate));
     for (const extra of found) {
-      // A wrong one in the only place is overwritten in one step; the rest of several must go.
-      if (extra !== right && (right !== undefined || extra !== found[0])) removals.push(removal(extra));
+      // A wrong one in the only place is overwritten in one step; the rest of several must go. The kernel removes the
+      // first that matches, which may be the right one.
+      if (extra !== right && (right !== undefined || extra !== found[0])) {
+        removals.push({ ...removal(extra), isBlunt: true });
+      }
     }
     if (right === undefined) settings.push(setting(route, found[0], others.get(key), desired.mayDisplace));
   }

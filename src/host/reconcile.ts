@@ -68,7 +68,8 @@ export async function reconcile(
     const worked = await applyTogether(runner, wanted);
     for (const change of wanted) if (!made.has(change.key)) made.set(change.key, change);
     const rest = new Set<Change>(wanted);
-    if (worked && !wanted.some(hasSideEffects)) return result(changes.filter((change) => !rest.has(change)));
+    if (worked && !wanted.some(({ isBlunt }) => isBlunt === true))
+      return result(changes.filter((change) => !rest.has(change)));
     changes = await compare(runner, desired);
     if (!worked) {
       // Refused, or gone meanwhile: what is still wrong now is tried alone.
@@ -86,11 +87,6 @@ export async function reconcile(
 /** Why a change that no command failed for is not made. */
 function lasting(change: Change): string {
   return isPossible(change) ? `${change.why}, and again as soon as it was put right` : change.why;
-}
-
-/** The kernel drops routes, neighbours and addresses when a link or the last address changes. */
-function hasSideEffects({ kind }: Change): boolean {
-  return kind === 'link' || kind === 'address';
 }
 
 /** @returns why, by key, those that the kernel refused were refused. */

@@ -3,6 +3,7 @@ import type { DesiredHost } from '../../src/host/desired.js';
 import { reconcile } from '../../src/host/reconcile.js';
 import { Address, Prefix } from '../../src/net/prefix.js';
 import { NetNs, veth } from '../support/netns.js';
+import { generator, pick, seed } from '../support/random.js';
 import { type NsRunner, nsRunner } from '../support/ns-runner.js';
 import { missing } from '../support/requires.js';
 
@@ -133,6 +134,39 @@ describe.skipIf(missing({ root: true, commands: ['ip', 'bridge'] }))('reconcile 
     await ns.ip('tuntap', 'add', 'flannel.7', 'mode', 'tun');
     expect((await reconcile(host.runner, desired)).failed).toEqual([]);
     await settled(desired);
+  });
+
+  test(`whatever somebody does to the device, one call puts it right (seed ${seed})`, async () => {
+    const desired = vxlanHost(6);
+    await reconcile(host.runner, desired);
+    const random = generator(seed);
+    const below = (limit: number): number => Math.floor(random() * limit);
+    const subnet = (): string => `10.64.${below(8)}.0`;
+    const damages: readonly (() => string)[] = [
+      () => `link set flannel.7 ${random() < 0.5 ? 'down' : 'up'}`,
+      () => `link set flannel.7 mtu ${1300 + below(3)}`,
+      () => `link set flannel.7 address ${mac(100 + below(3))}`,
+      () => `address ${random() < 0.5 ? 'del' : 'replace'} 10.95.255.0/32 dev flannel.7`,
+      () => `address replace 10.95.${below(3)}.1/24 dev flannel.7`,
+      () => `route del ${subnet()}/24`,
+      () => `route replace ${subnet()}/24 dev flannel.7 proto 111`,
+      () => `route replace ${subnet()}/24 via ${subnet()} dev flannel.7 onlink proto 111 mtu 1200`,
+      () => `route append ${subnet()}/24 dev flannel.7 proto 111`,
+      () => `neigh replace ${subnet()} lladdr ${mac(below(9))} dev flannel.7 nud permanent`,
+      () => `neigh replace ${subnet()} lladdr ${mac(below(9))} dev flannel.7 nud reachable`,
+      () => `neigh flush dev flannel.7 nud permanent`,
+      () => `link del flannel.7`,
+    ];
+    for (let round = 0; round < 25; round++) {
+      const commands = Array.from({ length: 1 + below(4) }, () => pick(random, damages)());
+      for (const command of commands) await ns.run('ip', command.split(' '));
+      if (random() < 0.3) {
+        await ns.run('bridge', ['fdb', 'replace', mac(below(9)), 'dev', 'flannel.7', 'dst', '192.168.9.9', 'self']);
+      }
+      const { failed } = await reconcile(host.runner, desired);
+      expect([commands, failed]).toEqual([commands, []]);
+      expect([commands, await reconcile(host.runner, desired)]).toEqual([commands, { made: [], failed: [], held: [] }]);
+    }
   });
 
   test('a device that cannot be made is one failure, and the rest is done', async () => {
