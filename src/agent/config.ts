@@ -75,14 +75,21 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
   const leaseTtlMs = parseDuration(read.text('lease-ttl'));
   const margin = readMargin(read, leaseTtlMs);
   const health = readHealth(read);
+  const firewall = readFirewall(read);
+  const ipMasq = read.bool('ip-masq');
+  if (ipMasq && firewall.manager === 'none') {
+    warnings.push(
+      `${read.origin('ip-masq')} with ${read.origin('firewall')} none: FLANNEL_IPMASQ=true is written to the subnet file, masquerading is up to you`,
+    );
+  }
   return {
     store,
     interface: readInterface(read),
     subnetFile,
     stateDirectory: resolve(read.text('state-dir')),
     controlSocket,
-    ipMasq: read.bool('ip-masq'),
-    firewall: readFirewall(read),
+    ipMasq,
+    firewall,
     leaseTtlMs,
     ...(margin === undefined ? {} : { renewMarginMs: margin }),
     releaseOnExit: read.bool('release-on-exit'),

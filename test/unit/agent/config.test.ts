@@ -292,6 +292,13 @@ test('firewall flags', () => {
   });
 });
 
+test('masquerading that nobody does is told', () => {
+  expect(read({ 'ip-masq': 'true', firewall: 'none' }).warnings).toEqual([
+    '--ip-masq with --firewall none: FLANNEL_IPMASQ=true is written to the subnet file, masquerading is up to you',
+  ]);
+  expect(read({ firewall: 'none' }).warnings).toEqual([]);
+});
+
 describe('flags without effect are told', () => {
   test('a store flag from the environment does not get in the way of --store', () => {
     const config = read({}, { FLANNELD_ETCD_ENDPOINTS: 'http://10.0.0.1:2379' });
