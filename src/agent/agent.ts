@@ -16,6 +16,7 @@ import { HttpServer, type HttpRoutes } from './http-server.js';
 import { createMetrics } from './metrics.js';
 import { needRestart, reloadSurroundings } from './reload.js';
 import { agentStatus } from './status.js';
+import { meterStore } from './store-meter.js';
 import { openStore } from './stores.js';
 import { ServiceManager } from './systemd.js';
 import { VERSION } from './version.js';
@@ -75,7 +76,7 @@ export class Agent {
     const stopping = (): void => this.#manager.stopping();
     signal.addEventListener('abort', stopping, { once: true });
     try {
-      const store = await openStore(config.store);
+      const { store, operations } = meterStore(await openStore(config.store));
       this.#store = store;
       closing.push(() => store[Symbol.asyncDispose]());
       this.#log.info({ version: VERSION, pid: process.pid, store: store.description }, 'podwire agent starts');
@@ -92,6 +93,7 @@ export class Agent {
         version: VERSION,
         overlay: () => this.#overlay?.status(),
         store: () => store.metrics?.(),
+        operations,
         ready: async () => (await this.#health.ready()).ok,
         maxPeers: config.metricsPeers,
       });

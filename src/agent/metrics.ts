@@ -9,6 +9,7 @@
  * the others carry is summed up as `peer="other"`. All other labels come from lists in the source.
  */
 import type { OverlayStatus, StoreMetrics } from '../index.js';
+import type { OperationCounts } from './store-meter.js';
 
 export interface MetricsSource {
   readonly version: string;
@@ -16,6 +17,8 @@ export interface MetricsSource {
   readonly overlay: () => OverlayStatus | undefined;
   /** What the store counts about itself; see LeaseStore.metrics. */
   readonly store?: () => StoreMetrics | undefined;
+  /** What the agent asked of the store, and how long that took. */
+  readonly operations?: Readonly<Record<string, OperationCounts>>;
   /** Whether the agent would answer "ready". */
   readonly ready?: () => boolean | Promise<boolean>;
   /** Hosts with series of their own. */

@@ -124,6 +124,27 @@ const STORE_FAMILIES: readonly Family[] = [
   ),
   {
     type: 'counter',
+    name: 'podwire_store_operations_total',
+    help: 'What the agent asked of the store (network, acquire, renew, release), by result.',
+    labels: ['operation', 'result'],
+    read: ({ operations }, add) => {
+      for (const [operation, { done, failed }] of Object.entries(operations)) {
+        add(done, { operation, result: 'done' });
+        add(failed, { operation, result: 'failed' });
+      }
+    },
+  },
+  {
+    type: 'counter',
+    name: 'podwire_store_operation_seconds_total',
+    help: 'Time that these took, tries within the store included; over podwire_store_operations_total it is their mean.',
+    labels: ['operation'],
+    read: ({ operations }, add) => {
+      for (const [operation, { seconds: taken }] of Object.entries(operations)) add(taken, { operation });
+    },
+  },
+  {
+    type: 'counter',
     name: 'podwire_store_events_total',
     help: 'Other counters of the store, by name.',
     labels: ['event'],

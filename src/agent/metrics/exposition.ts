@@ -23,11 +23,11 @@ export class Exposition {
   }
 
   async render(): Promise<MetricsAnswer> {
-    const { version, ready } = this.#source;
+    const { version, ready, operations = {} } = this.#source;
     const isReady = ready === undefined ? undefined : await ready();
     const overlay = this.#source.overlay();
     const store = this.#source.store?.() ?? {};
-    this.#reading = { version, ready: isReady, overlay, store, peers: this.#peers.update(overlay) };
+    this.#reading = { version, ready: isReady, overlay, store, operations, peers: this.#peers.update(overlay) };
     try {
       return { status: 200, contentType: this.#registry.contentType, body: await this.#registry.metrics() };
     } finally {

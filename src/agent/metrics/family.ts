@@ -1,5 +1,6 @@
 /** A metric as data: its name, its words, and how it is read from the state of the agent. */
 import type { OverlayStatus, StoreMetrics } from '../../index.js';
+import type { OperationCounts } from '../store-meter.js';
 import type { PeerReading } from './peers.js';
 
 /** What one request sees; read once, so that its metrics agree with each other. */
@@ -8,6 +9,7 @@ export interface Reading {
   readonly ready: boolean | undefined;
   readonly overlay: OverlayStatus | undefined;
   readonly store: StoreMetrics;
+  readonly operations: Readonly<Record<string, OperationCounts>>;
   readonly peers: PeerReading;
 }
 

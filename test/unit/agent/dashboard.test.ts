@@ -28,6 +28,7 @@ beforeAll(async () => {
     version: 'test',
     overlay: () => overlay,
     store: () => ({ ...store, keepAlives: 1 }),
+    operations: { renew: { done: 1, failed: 0, seconds: 1 } },
     ready: () => true,
   });
   families = parseExposition((await metrics.handler()).body);

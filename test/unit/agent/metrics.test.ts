@@ -99,6 +99,7 @@ describe('counters', () => {
   test('of the lease, the store and the host', async () => {
     const { state, read } = fixture({
       store: () => ({ requests: 7, requestErrors: 1, requestSecondsTotal: 0.25, resyncs: 2, keepAlives: 4 }),
+      operations: { renew: { done: 9, failed: 3, seconds: 1.5 } },
     });
     const counts = {
       ...newLeaseCounts(),
@@ -137,6 +138,9 @@ describe('counters', () => {
       ['podwire_store_request_seconds_total', '', 0.25],
       ['podwire_store_resyncs_total', '', 2],
       ['podwire_store_reconnects_total', '', undefined],
+      ['podwire_store_operations_total', 'operation="renew",result="failed"', 3],
+      ['podwire_store_operations_total', 'operation="renew",result="done"', 9],
+      ['podwire_store_operation_seconds_total', 'operation="renew"', 1.5],
       ['podwire_store_events_total', 'event="keep_alives"', 4],
       ['podwire_drift_repaired_total', 'kind="route"', 4],
       ['podwire_drift_repaired_total', 'kind="firewall"', 2],
