@@ -14,19 +14,17 @@ const CAP_NET_ADMIN = 12n;
 /** Where the checks read; replaced in tests. */
 export interface SystemPaths {
   readonly kernelRelease?: string;
-  readonly tun?: string;
   readonly procStatus?: string;
 }
 
 /**
- * One clear line for a host that cannot run the data plane, before anything is touched.
+ * One clear line for a host that cannot run podwire, before anything is touched.
  *
- * @throws {PodwireError} `UNSUPPORTED` (kernel, no TUN) or `PERMISSION` (no CAP_NET_ADMIN, no access to the device).
+ * @throws {PodwireError} `UNSUPPORTED` (kernel) or `PERMISSION` (no CAP_NET_ADMIN).
  */
 export async function checkSystem(paths: SystemPaths = {}): Promise<void> {
   checkKernel(paths.kernelRelease ?? release());
   await checkCapability(paths.procStatus ?? '/proc/self/status');
-  await checkTun(paths.tun ?? '/dev/net/tun');
 }
 
 function checkKernel(text: string): void {
@@ -59,7 +57,12 @@ async function checkCapability(path: string): Promise<void> {
   }
 }
 
-async function checkTun(path: string): Promise<void> {
+/**
+ * The same for a host that is to carry packets itself; where the kernel carries them no TUN is needed.
+ *
+ * @throws {PodwireError} `UNSUPPORTED` (no TUN) or `PERMISSION` (no access to the device).
+ */
+export async function checkTun(path: string = '/dev/net/tun'): Promise<void> {
   try {
     await (await open(path, constants.O_RDWR)).close();
   } catch (error) {

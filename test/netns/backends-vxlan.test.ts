@@ -174,6 +174,15 @@ describe.skipIf(missing(NEEDS))('vxlan beside the kernel’s device as flannel m
     expect(await own()).toBe(before);
   });
 
+  test('auto on a host without /dev/net/tun is the kernel’s device, said aloud', async () => {
+    await stop();
+    await bed.a.ns.ip('link', 'del', 'flannel.1').catch(() => undefined);
+    agent = bed.startWithoutTun(bed.a);
+    await ready(agent);
+    expect(agent.stderr).toMatch(/carried by the kernel's device: there is no \/dev\/net\/tun/);
+    await reached();
+  });
+
   test('user space and the kernel’s device: TCP both ways', async () => {
     await stop();
     await start('--vxlan-mode=user');

@@ -79,8 +79,17 @@ export class BackendBed implements AsyncDisposable {
 
   /** An agent in its own mount namespace with its own `/var/run/wireguard`, which wireguard-go and `wg` have fixed. */
   start(host: BackendHost, ...extra: readonly string[]): Process {
+    return this.#start(host, '', extra);
+  }
+
+  /** The same on a host that has no TUN device. */
+  startWithoutTun(host: BackendHost, ...extra: readonly string[]): Process {
+    return this.#start(host, 'mount -t tmpfs none /dev/net && ', extra);
+  }
+
+  #start(host: BackendHost, before: string, extra: readonly string[]): Process {
     const sockets = join(host.home, 'wireguard');
-    const script = `mkdir -p ${sockets} /var/run/wireguard && mount --bind ${sockets} /var/run/wireguard && exec "$@"`;
+    const script = `${before}mkdir -p ${sockets} /var/run/wireguard && mount --bind ${sockets} /var/run/wireguard && exec "$@"`;
     const wireguard = findCounterpart('wireguard-go');
     const path = wireguard === undefined ? [] : [dirname(wireguard)];
     const environment = { ...process.env, PATH: [...path, process.env['PATH']].join(':') };

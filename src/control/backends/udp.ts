@@ -19,6 +19,7 @@ import {
   removeSubnets,
 } from '../../host/overlay-link.js';
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
+import { checkTun } from '../../host/system.js';
 import type { Address, Family, Prefix } from '../../net/prefix.js';
 import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { backendOption, type NetworkConfig, networksOf } from '../network-config.js';
@@ -68,6 +69,7 @@ export class UdpBackend implements Backend {
    *   underlay inside the overlay), and what {@link Dataplane.open} throws.
    */
   static async open(options: BackendOptions): Promise<UdpBackend> {
+    if (options.openDataplane === undefined) await checkTun();
     const { network, underlay, runner, logger } = options;
     const port = portOf(network);
     const outer = hasIpv6Underlay(network) ? 6 : 4;

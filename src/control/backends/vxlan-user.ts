@@ -11,7 +11,7 @@ import { messageOf, PodwireError } from '../../errors.js';
 import { configuredMtuReader } from '../../host/configured-mtu.js';
 import { listOwnAddresses, listTunDevices } from '../../host/overlay-link.js';
 import { listRoutes, reviewRoutes } from '../../host/routes.js';
-import { ensureSwitch } from '../../host/system.js';
+import { checkTun, ensureSwitch } from '../../host/system.js';
 import { overheadOf } from '../../net/mtu.js';
 import type { Address, Family, MacAddress, Prefix } from '../../net/prefix.js';
 import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
@@ -102,6 +102,7 @@ export class UserVxlanBackend implements Backend {
     }
     if (config.learning)
       logger.warn({}, 'Backend.Learning has no effect in user space: peers are known from their leases');
+    if (options.openDataplane === undefined) await checkTun();
     const tunDevices = await listTunDevices(runner);
     const legs: Leg[] = [];
     for (const leg of vxlanLegs(options, config)) {

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { enableForwarding } from '../../../src/host/forwarding.js';
-import { checkSystem, ensureSwitch } from '../../../src/host/system.js';
+import { checkSystem, checkTun, ensureSwitch } from '../../../src/host/system.js';
 
 let directory: string;
 beforeEach(async () => {
@@ -17,7 +17,8 @@ describe('checkSystem', () => {
   const check = async (release: string, capabilities: string, tun = 'tun'): Promise<void> => {
     await writeFile(join(directory, 'status'), `Name:\tnode\nCapEff:\t${capabilities}\n`);
     await writeFile(join(directory, 'tun'), '');
-    await checkSystem({ kernelRelease: release, procStatus: join(directory, 'status'), tun: join(directory, tun) });
+    await checkSystem({ kernelRelease: release, procStatus: join(directory, 'status') });
+    await checkTun(join(directory, tun));
   };
   const ALL = '000001ffffffffff';
 
