@@ -95,6 +95,15 @@ export function decodeLease(text: string): StoredLease {
   };
 }
 
+/** {@link decodeLease}, or undefined for what it refuses. */
+export function tryDecodeLease(text: string): StoredLease | undefined {
+  try {
+    return decodeLease(text);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Whether peers would have to do anything about the difference. */
 export function sameAttributes(a: LeaseAttributes, b: LeaseAttributes): boolean {
   return encodeLease(a) === encodeLease(b);

@@ -102,6 +102,27 @@ describe.each(VERSIONS)('data in %s', (version) => {
       expect((await stored())[1]![1]).toBe(expected);
     });
 
+    it("the end of flanneld's leases is asked of etcd, once", async () => {
+      const value = '{"PublicIP":"192.0.2.9","PublicIPv6":null}';
+      await raw.put(`${prefix}/subnets/10.42.9.0-24`, value, await raw.grant(3_600));
+      await raw.put(`${prefix}/subnets/10.42.10.0-24`, value, await raw.grant(86_400));
+      const store = open();
+      const watcher = keep(new Watcher(store));
+      const leftOf = (key: string): number => (watcher.leases.get(key)!.expiresAt!.getTime() - NOW_MS) / 1000;
+      await watcher.started();
+      await watcher.until(() => leftOf('10.42.9.0-24') <= 3_600);
+      expect(leftOf('10.42.9.0-24')).toBeGreaterThan(3_500);
+      await raw.put(`${prefix}/subnets/10.42.11.0-24`, value, await raw.grant(86_400));
+      await watcher.until(() => watcher.leases.size === 3);
+      for (const key of ['10.42.10.0-24', '10.42.11.0-24']) expect(leftOf(key)).toBe(86_400);
+      expect(watcher.log).toEqual(['added 10.42.9.0-24', 'added 10.42.11.0-24']);
+      // A new list is no news.
+      await store.acquire({ attributes: attributesOf('192.0.2.1') });
+      await raw.delete(`${prefix}/subnets/10.42.11.0-24`);
+      await watcher.until(() => watcher.leases.size === 2);
+      expect(watcher.log.slice(2)).toEqual(['removed 10.42.11.0-24']);
+    });
+
     it('a reservation has no etcd lease, before and after', async () => {
       await raw.put(`${prefix}/subnets/10.42.9.0-24`, '{"PublicIP":"192.0.2.1","Why":"printer"}');
       const store = open();

@@ -40,6 +40,17 @@ export class EtcdCluster implements AsyncDisposable {
   }
 
   static async start(options: EtcdOptions = {}): Promise<EtcdCluster> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await EtcdCluster.#start(options);
+      } catch (error) {
+        // A port that was free a moment ago can be somebody else's by now.
+        if (attempt === 3 || !/address already in use/.test(String(error))) throw error;
+      }
+    }
+  }
+
+  static async #start(options: EtcdOptions): Promise<EtcdCluster> {
     // The disk is not what is tested, and a shared one makes elections time out.
     const base = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
     const cluster = new EtcdCluster(options, await mkdtemp(join(base, 'pwet-etcd-')));

@@ -1,7 +1,7 @@
 /** What operators do to a directory of leases. Needs no agent and no monitor: it looks at the files as they are. */
 import { errnoOf, PodwireError } from '../../errors.js';
 import type { Clock } from '../clock.js';
-import { decodeLease, encodeLease, type StoredLease } from '../lease-codec.js';
+import { encodeLease, tryDecodeLease, type StoredLease } from '../lease-codec.js';
 import { leaseKey, tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
 import { isExpired, sameHost, sameSubnets, type Lease, type LeaseAttributes } from '../lease.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
@@ -48,7 +48,7 @@ export class DirectoryAdmin implements StoreAdmin {
     const text = encodeLease(kept.attributes, kept);
     const name = present?.name ?? leaseKey(subnets);
     const isOurs = (before: string): boolean => {
-      const stored = tryDecode(before);
+      const stored = tryDecodeLease(before);
       return stored !== undefined && sameHost(stored.attributes, attributes);
     };
     const done = present ? (await files.replace(name, isOurs, text)) === 'replaced' : await files.create(name, text);
@@ -111,7 +111,7 @@ export class DirectoryAdmin implements StoreAdmin {
       const result = await files.read(name);
       if (result.kind === 'absent' || result.kind === 'unchanged') continue;
       const text = result.kind === 'text' ? result.file.text : '';
-      found.push({ ...subnets, name, text, stored: tryDecode(text) });
+      found.push({ ...subnets, name, text, stored: tryDecodeLease(text) });
     }
     return found;
   }
@@ -120,14 +120,6 @@ export class DirectoryAdmin implements StoreAdmin {
 function leaseOf(subnets: LeaseSubnets, { attributes, expiresAt, owner }: StoredLease): Lease {
   const ends = expiresAt && { expiresAt };
   return { ...subnets, attributes, ...ends, ...(owner !== undefined && { owner }) };
-}
-
-function tryDecode(text: string): StoredLease | undefined {
-  try {
-    return decodeLease(text);
-  } catch {
-    return undefined;
-  }
 }
 
 function taken(subnets: LeaseSubnets): PodwireError {

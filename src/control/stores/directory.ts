@@ -12,7 +12,7 @@ import { resolve } from 'node:path';
 import { PodwireError } from '../../errors.js';
 import { allocate, checkRequest, collides, type Allocation } from '../allocator.js';
 import { Backoff, pause, systemClock, throwIfAborted, type Clock } from '../clock.js';
-import { decodeLease, encodeLease } from '../lease-codec.js';
+import { encodeLease, tryDecodeLease } from '../lease-codec.js';
 import { LeaseFeed } from '../lease-feed.js';
 import {
   isExpired,
@@ -149,7 +149,7 @@ class DirectoryStore implements LeaseStore {
     return this.#monitor.exclusive(async () => {
       const name = this.#table.nameOf(lease);
       const found = await this.#files.read(name);
-      const stored = found.kind === 'text' ? tryDecode(found.file.text) : undefined;
+      const stored = found.kind === 'text' ? tryDecodeLease(found.file.text) : undefined;
       if (found.kind === 'absent' || (stored && !this.#table.ourTest(name, lease)(stored))) {
         throw this.#lost(name, stored?.attributes);
       }
@@ -183,7 +183,7 @@ class DirectoryStore implements LeaseStore {
     await this.#monitor.exclusive(async () => {
       const name = this.#table.nameOf(lease);
       const found = await this.#files.read(name);
-      const stored = found.kind === 'text' ? tryDecode(found.file.text) : undefined;
+      const stored = found.kind === 'text' ? tryDecodeLease(found.file.text) : undefined;
       if (found.kind === 'text' && stored?.expiresAt && this.#table.ourTest(name, lease)(stored)) {
         if (isExpired(stored, this.#clock.now(), -this.#skewMs))
           await this.#files.take(name, found.file.text, undefined);
@@ -307,7 +307,7 @@ class DirectoryStore implements LeaseStore {
   #isOurs(name: string, lease: Lease): (text: string) => boolean {
     const isOurs = this.#table.ourTest(name, lease);
     return (text) => {
-      const stored = tryDecode(text);
+      const stored = tryDecodeLease(text);
       return stored === undefined || isOurs(stored);
     };
   }
@@ -320,13 +320,5 @@ class DirectoryStore implements LeaseStore {
   #check(signal: AbortSignal | undefined, what: string): void {
     if (this.#closing.signal.aborted) throw new PodwireError('CLOSED', `${what}: ${this.description} is closed`);
     throwIfAborted(signal, what);
-  }
-}
-
-function tryDecode(text: string): ReturnType<typeof decodeLease> | undefined {
-  try {
-    return decodeLease(text);
-  } catch {
-    return undefined;
   }
 }

@@ -6,7 +6,7 @@
 import { PodwireError } from '../../errors.js';
 import { allocate, checkRequest, collides, type Allocation } from '../allocator.js';
 import { pause, systemClock, throwIfAborted, type Clock } from '../clock.js';
-import { decodeLease, encodeLease } from '../lease-codec.js';
+import { encodeLease, tryDecodeLease } from '../lease-codec.js';
 import { LeaseFeed } from '../lease-feed.js';
 import { tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
 import {
@@ -190,7 +190,7 @@ class MemoryStore implements LeaseStore {
     const name = this.#table.nameOf(lease);
     return this.#server.call('write', this.name, () => {
       const present = this.#server.entries().get(name);
-      const stored = present === undefined ? undefined : tryDecode(present);
+      const stored = present === undefined ? undefined : tryDecodeLease(present);
       if (present === undefined || (stored && !this.#table.ourTest(name, lease)(stored))) {
         const what = stored ? `is now held by ${stored.attributes.publicIp.toString()}` : 'is gone';
         throw new PodwireError('LEASE_LOST', `lease ${name} ${what}; acquire it again`);
@@ -207,7 +207,7 @@ class MemoryStore implements LeaseStore {
     const name = this.#table.nameOf(lease);
     await this.#server.call('write', this.name, () => {
       const present = this.#server.entries().get(name);
-      const stored = present === undefined ? undefined : tryDecode(present);
+      const stored = present === undefined ? undefined : tryDecodeLease(present);
       if (stored?.expiresAt && this.#table.ourTest(name, lease)(stored)) {
         this.#table.disown(name);
         this.#server.delete(name);
@@ -313,7 +313,7 @@ class MemoryStore implements LeaseStore {
     return this.#server.call('write', this.name, () => {
       // Others may have written since the list: one call is one transaction, so it is enough to look again.
       const present = this.#server.entries().get(name);
-      const stored = present === undefined ? undefined : tryDecode(present);
+      const stored = present === undefined ? undefined : tryDecodeLease(present);
       if (present !== undefined && !(plan.own && (!stored || belongsTo(stored, lease)))) return undefined;
       this.catchUp();
       if (!plan.own && collides(lease, this.#table.held(request))) return undefined;
@@ -346,7 +346,7 @@ class MemoryStore implements LeaseStore {
       .sort(([a], [b]) => (a < b ? -1 : 1))
       .flatMap(([name, value]) => {
         const subnets = tryParseLeaseKey(name);
-        const stored = tryDecode(value);
+        const stored = tryDecodeLease(value);
         return subnets ? [{ ...subnets, name, ...(stored && { lease: { ...subnets, ...stored } }) }] : [];
       });
   }
@@ -362,15 +362,7 @@ class MemoryStore implements LeaseStore {
 }
 
 function expiryOf(value: string): number | undefined {
-  return tryDecode(value)?.expiresAt?.getTime();
-}
-
-function tryDecode(text: string): ReturnType<typeof decodeLease> | undefined {
-  try {
-    return decodeLease(text);
-  } catch {
-    return undefined;
-  }
+  return tryDecodeLease(value)?.expiresAt?.getTime();
 }
 
 function unavailable(operation: MemoryOperation, why: string): PodwireError {

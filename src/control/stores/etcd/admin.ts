@@ -1,15 +1,16 @@
 /** What operators do to leases in etcd. */
 import type { Clock } from '../../clock.js';
-import { encodeLease } from '../../lease-codec.js';
+import { encodeLease, tryDecodeLease } from '../../lease-codec.js';
 import { tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
 import type { Lease, LeaseAttributes } from '../../lease.js';
 import { parseNetworkConfig } from '../../network-config.js';
 import { checkReservation, type StoreAdmin } from '../../store-admin.js';
 import { EtcdFault } from './faults.js';
 import type { EtcdKeys } from './keys.js';
-import { put, tryDecode, unchanged, type EtcdLeases } from './leases.js';
+import type { EtcdLeases } from './leases.js';
+import { NO_LEASE, put, unchanged } from './protocol.js';
 import type { EtcdTransport } from './transport.js';
-import { NO_LEASE, type EtcdView } from './view.js';
+import type { EtcdView } from './view.js';
 
 export interface EtcdAdminOptions {
   readonly transport: EtcdTransport;
@@ -59,7 +60,7 @@ async function list(options: EtcdAdminOptions, signal: AbortSignal): Promise<rea
   const open: { at: number; id: string }[] = [];
   for (const kv of kvs) {
     const subnets = tryParseLeaseKey(keys.nameOf(kv.key));
-    const stored = subnets && tryDecode(kv.value);
+    const stored = subnets && tryDecodeLease(kv.value.toString());
     if (!stored) continue;
     const { attributes, owner, expiresAt } = stored;
     if (kv.lease !== NO_LEASE && !expiresAt) open.push({ at: found.length, id: kv.lease });
@@ -101,12 +102,14 @@ async function reserve(
   const held = snapshot.kvs.flatMap((kv) => {
     const at = keys.nameOf(kv.key);
     const theirs = tryParseLeaseKey(at) ?? keys.heldByFlannel(at);
-    return theirs ? [{ ...theirs, path: keys.pathOf(at), attributes: tryDecode(kv.value)?.attributes }] : [];
+    return theirs
+      ? [{ ...theirs, path: keys.pathOf(at), attributes: tryDecodeLease(kv.value.toString())?.attributes }]
+      : [];
   });
   checkReservation(config, subnets, attributes, held);
   const name = view.table.nameOf(subnets);
   const present = snapshot.kvs.find((kv) => keys.nameOf(kv.key) === name);
-  const stored = present && tryDecode(present.value);
+  const stored = present && tryDecodeLease(present.value.toString());
   const { expiresAt: _ends, ...kept } = stored ?? { attributes };
   const key = keys.keyOf(name);
   const value = Buffer.from(encodeLease(kept.attributes, kept));

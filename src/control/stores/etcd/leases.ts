@@ -17,14 +17,22 @@ import { randomBytes } from 'node:crypto';
 import { PodwireError } from '../../../errors.js';
 import { allocate, checkAddresses, checkRequest, type Allocation } from '../../allocator.js';
 import { Backoff, pause, systemClock, type Clock } from '../../clock.js';
-import { decodeLease, encodeLease, type StoredLease } from '../../lease-codec.js';
+import { encodeLease, tryDecodeLease, type StoredLease } from '../../lease-codec.js';
 import { subnetsOf, type AcquireRequest, type Lease } from '../../lease.js';
 import { parseNetworkConfig, type NetworkConfig } from '../../network-config.js';
 import { EtcdFault } from './faults.js';
 import type { EtcdKeys } from './keys.js';
-import type { Compare, KeyValue, RequestOp, ResponseHeader } from './protocol.js';
+import {
+  NO_LEASE,
+  put,
+  unchanged,
+  type Compare,
+  type KeyValue,
+  type RequestOp,
+  type ResponseHeader,
+} from './protocol.js';
 import type { EtcdTransport } from './transport.js';
-import { NO_LEASE, type EtcdView } from './view.js';
+import type { EtcdView } from './view.js';
 
 export interface EtcdLeasesOptions {
   readonly transport: EtcdTransport;
@@ -56,7 +64,7 @@ const ACQUIRE_PATIENCE_MS = 90_000;
 const WRITE_FAILURES = 3;
 /** An unused etcd lease this young serves the next attempt. */
 const GRANT_LIFE_MS = 5_000;
-/** Leases of ours that may be cleaned up in one transaction; etcd's limit is 128 operations. */
+/** In one transaction; etcd's limit is 128 operations. */
 const MOST_DISCARDED = 50;
 
 export class EtcdLeases {
@@ -177,7 +185,7 @@ export class EtcdLeases {
       const config = tryParseConfig(responses[0]?.response_range?.kvs[0]?.value.toString());
       const kv = responses[1]?.response_range?.kvs[0];
       if (!kv) view.delete(name, Number(header?.revision ?? 0));
-      const stored = kv && tryDecode(kv.value);
+      const stored = kv && tryDecodeLease(kv.value.toString());
       if (!kv || (stored && !table.ourTest(name, lease)(stored))) throw this.#lost(name, stored);
       this.#checkRenewal(name, lease, config);
       const ttlMs = table.ttlOf(name) ?? this.#options.ttlMs;
@@ -226,7 +234,7 @@ export class EtcdLeases {
     for (let attempt = 1; ; attempt++) {
       const { kvs } = await transport.read('range', { key });
       const kv = kvs[0];
-      const stored = kv && tryDecode(kv.value);
+      const stored = kv && tryDecodeLease(kv.value.toString());
       if (!kv || kv.lease === NO_LEASE || !stored || !table.ourTest(name, lease)(stored)) break;
       try {
         const request = { compare: [unchanged(kv)], success: [{ request_delete_range: { key } }] };
@@ -244,7 +252,7 @@ export class EtcdLeases {
     table.disown(name);
   }
 
-  /** Ends an etcd lease in the background unless some key is bound to it. It would end by itself, only much later. */
+  /** Ends an etcd lease in the background unless some key is bound to it. */
   revokeUnused(id: string): void {
     if (id !== NO_LEASE) this.#revokeIfUnused(id).catch(() => undefined);
   }
@@ -255,7 +263,6 @@ export class EtcdLeases {
       const { keys, TTL } = await transport.read('leaseTimeToLive', { ID: id, keys: true });
       if (keys.length === 0 && Number(TTL) > 0) await transport.read('leaseRevoke', { ID: id });
     } catch (error) {
-      // It costs etcd a few bytes until its time is up.
       if (!(error instanceof EtcdFault)) throw error;
     }
   }
@@ -305,7 +312,7 @@ export class EtcdLeases {
       compare.push(unchanged(kv));
       success.push({ request_delete_range: { key: kv.key } });
     }
-    const value = valueOf(lease, present && tryDecode(present.value));
+    const value = valueOf(lease, present && tryDecodeLease(present.value.toString()));
     success.push(put(key, value, grant));
     const { succeeded, header } = await transport.write('txn', { compare, success });
     if (!succeeded) return false;
@@ -382,22 +389,6 @@ function leaseFrom(plan: Allocation, request: AcquireRequest, expiresAt: Date | 
 function valueOf(lease: Lease, before: StoredLease | undefined): Buffer {
   const { attributes, expiresAt, owner } = lease;
   return Buffer.from(encodeLease(attributes, { expiresAt, owner, unknown: before?.unknown }));
-}
-
-export function put(key: Buffer, value: Buffer, grant: { readonly id: string } | undefined): RequestOp {
-  return { request_put: { key, value, lease: grant?.id ?? NO_LEASE } };
-}
-
-export function unchanged(kv: KeyValue): Compare {
-  return { key: kv.key, result: 'EQUAL', target: 'MOD', mod_revision: Number(kv.mod_revision) };
-}
-
-export function tryDecode(value: Buffer): StoredLease | undefined {
-  try {
-    return decodeLease(value.toString());
-  } catch {
-    return undefined;
-  }
 }
 
 function tryParseConfig(text: string | undefined): NetworkConfig | undefined {

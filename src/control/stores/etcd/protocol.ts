@@ -61,6 +61,19 @@ export type WatchRequest =
   | { readonly create_request: { readonly key: Buffer; readonly range_end: Buffer; readonly start_revision: number } }
   | { readonly progress_request: Record<string, never> };
 
+/** As the id of a lease: none. */
+export const NO_LEASE = '0';
+
+/** Writes a key, bound to the etcd lease or to none. */
+export function put(key: Buffer, value: Buffer, grant: { readonly id: string } | undefined): RequestOp {
+  return { request_put: { key, value, lease: grant?.id ?? NO_LEASE } };
+}
+
+/** That a key is as it was read. */
+export function unchanged(kv: KeyValue): Compare {
+  return { key: kv.key, result: 'EQUAL', target: 'MOD', mod_revision: Number(kv.mod_revision) };
+}
+
 /** Request and answer of every unary method. */
 export interface Methods {
   range: [RangeRequest, RangeResponse];

@@ -5,12 +5,12 @@
  */
 import type { HeldSubnets } from '../../allocator.js';
 import type { Clock } from '../../clock.js';
-import { decodeLease, MAX_VALUE_BYTES, type StoredLease } from '../../lease-codec.js';
+import { decodeLease, MAX_VALUE_BYTES, tryDecodeLease, type StoredLease } from '../../lease-codec.js';
 import { DEFAULT_TTL_MS, type AcquireRequest, type StoreNotice } from '../../lease.js';
 import { tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
 import { EntryTable } from '../entry-table.js';
 import type { EtcdKeys } from './keys.js';
-import type { KeyValue, ResponseHeader } from './protocol.js';
+import { NO_LEASE, type KeyValue, type ResponseHeader } from './protocol.js';
 
 /** After etcd came back as another one, leases missing from it are kept this long: their holders write them again. */
 const RETURN_GRACE_MS = 60_000;
@@ -18,8 +18,8 @@ const RETURN_GRACE_MS = 60_000;
 const TOMBSTONES = 1000;
 const TOMBSTONE_LIFE_MS = 5 * 60_000;
 
-/** `'0'` in etcd: none. */
-export const NO_LEASE = '0';
+/** A lease seen the moment it was written is dated well enough. */
+const DATE_TOLERANCE_MS = 60_000;
 
 export interface KeyState {
   /** Revision of the last change known. */
@@ -46,6 +46,8 @@ export class EtcdView {
   readonly #states = new Map<string, KeyState>();
   /** Not leases to us, but held against allocation because flanneld takes them for leases. */
   readonly #heldByFlannel = new Map<string, LeaseSubnets>();
+  /** When etcd leases end, by id, where etcd was asked because the value does not say; undefined: as believed. */
+  readonly #ends = new Map<string, number | undefined>();
   #revision = 0;
   #clusterId: string | undefined;
 
@@ -117,9 +119,10 @@ export class EtcdView {
     const isSame = known?.modRevision === modRevision && known.goneMs === undefined;
     if (known && !isSame && known.modRevision >= modRevision) return;
     this.#saw(modRevision);
+    if (known && known.leaseId !== kv.lease) this.#ends.delete(known.leaseId);
     this.#states.set(name, { modRevision, leaseId: kv.lease });
     const { table } = this;
-    table.observe(name, `${kv.lease} ${kv.value.toString('utf8', 0, MAX_VALUE_BYTES + 1)}`, table.epoch);
+    table.observe(name, `${this.#head(kv.lease)} ${kv.value.toString('utf8', 0, MAX_VALUE_BYTES + 1)}`, table.epoch);
     if (isSame) return;
     const held = this.#options.keys.heldByFlannel(name);
     if (held) this.#heldByFlannel.set(name, held);
@@ -133,7 +136,32 @@ export class EtcdView {
     this.#saw(revision);
     this.#states.set(name, { modRevision: revision, leaseId: NO_LEASE, goneMs: performance.now() });
     this.#heldByFlannel.delete(name);
+    if (known) this.#ends.delete(known.leaseId);
     this.table.gone(name, this.table.epoch);
+  }
+
+  /** Leases whose values do not say when they end, as flanneld writes them, and that etcd was not yet asked about. */
+  undated(): { readonly name: string; readonly leaseId: string }[] {
+    const found: { name: string; leaseId: string }[] = [];
+    for (const [name, { leaseId, goneMs }] of this.#states) {
+      if (goneMs !== undefined || leaseId === NO_LEASE || this.#ends.has(leaseId)) continue;
+      const text = this.table.get(name)?.text;
+      if (text !== undefined && tryDecodeLease(text.slice(text.indexOf(' ') + 1))?.expiresAt === undefined)
+        found.push({ name, leaseId });
+    }
+    return found;
+  }
+
+  /** etcd says that a lease ends at this time; watchers hear of it unless that is what was believed anyway. */
+  date(name: string, leaseId: string, endMs: number): void {
+    const { table } = this;
+    const entry = table.get(name);
+    const believedMs = entry?.lease?.expiresAt?.getTime();
+    if (this.stateOf(name)?.leaseId !== leaseId || entry?.text === undefined || believedMs === undefined) return;
+    const isKnown = Math.abs(believedMs - endMs) < DATE_TOLERANCE_MS;
+    this.#ends.set(leaseId, isKnown ? undefined : endMs);
+    const value = entry.text.slice(entry.text.indexOf(' ') + 1);
+    if (!isKnown) table.observe(name, `${this.#head(leaseId)} ${value}`, table.epoch);
   }
 
   #startOver(revision: number): void {
@@ -141,6 +169,7 @@ export class EtcdView {
     const before = this.#revision;
     this.#revision = revision;
     this.#states.clear();
+    this.#ends.clear();
     this.#heldByFlannel.clear();
     if (before === 0) return;
     this.table.hold(clock.monotonic() + RETURN_GRACE_MS);
@@ -162,11 +191,19 @@ export class EtcdView {
     }
   }
 
-  /** A key without an etcd lease is a reservation; one without a noted expiry was written by flanneld, for a day. */
+  /** What the table gets before a value: the etcd lease, and when it ends where that is known from etcd alone. */
+  #head(leaseId: string): string {
+    const endMs = this.#ends.get(leaseId);
+    return endMs === undefined ? leaseId : `${leaseId}@${endMs}`;
+  }
+
+  /** A key without an etcd lease is a reservation; flanneld's leases last a day from the moment they are written. */
   #decode(text: string): StoredLease {
     const gap = text.indexOf(' ');
+    const [leaseId, endMs] = text.slice(0, gap).split('@');
     const { expiresAt, ...stored } = decodeLease(text.slice(gap + 1));
-    if (text.slice(0, gap) === NO_LEASE) return stored;
-    return { ...stored, expiresAt: expiresAt ?? new Date(this.#options.clock.now() + DEFAULT_TTL_MS) };
+    if (leaseId === NO_LEASE) return stored;
+    const knownMs = endMs === undefined ? this.#options.clock.now() + DEFAULT_TTL_MS : Number(endMs);
+    return { ...stored, expiresAt: expiresAt ?? new Date(knownMs) };
   }
 }

@@ -31,6 +31,9 @@ class Missed extends Error {}
 /** A watch that lived this long was a good one: the next failure is a first one again. */
 const GOOD_LIFE_MS = 5_000;
 
+/** Look-ups that run together; they have time. */
+const DATING_CONCURRENCY = 4;
+
 export class EtcdWatch {
   /** Watches begun again. */
   reconnects = 0;
@@ -69,6 +72,7 @@ export class EtcdWatch {
         if (this.#next === 0) await this.#list(signal);
         view.table.startFeeds();
         if (!isFirst) this.reconnects++;
+        void this.#date(signal);
         await this.#follow(signal);
       } catch (error) {
         if (signal.aborted) return;
@@ -84,6 +88,19 @@ export class EtcdWatch {
     const since = view.revision;
     const { header, kvs } = await transport.read('range', { key: keys.first, range_end: keys.end }, signal);
     this.#next = view.replace(header, kvs, since) + 1;
+  }
+
+  /** Asks when the leases end that do not say so themselves. Best done: until then they are believed to be new. */
+  async #date(signal: AbortSignal): Promise<void> {
+    const { transport, view, clock } = this.#options;
+    const open = view.undated();
+    const work = async (): Promise<void> => {
+      for (let next = open.pop(); next && !signal.aborted; next = open.pop()) {
+        const { TTL } = await transport.read('leaseTimeToLive', { ID: next.leaseId }, signal);
+        if (Number(TTL) > 0) view.date(next.name, next.leaseId, clock.now() + Number(TTL) * 1000);
+      }
+    };
+    await Promise.all(Array.from({ length: DATING_CONCURRENCY }, work)).catch(() => undefined);
   }
 
   /** One watch, until `signal` aborts. @throws EtcdFault, Missed when it ends before. */
