@@ -151,8 +151,11 @@ static void count_refused(struct pw_engine *e, uint32_t row, int error, unsigned
            segments);
 }
 
-/* A refused UDP_SEGMENT send again as single datagrams: the iovecs are cut at the segment borders they were built on. */
-static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned i)
+/*
+ * A refused UDP_SEGMENT send again as single datagrams: the iovecs are cut at the segment borders they were built on.
+ * Returns how many left.
+ */
+static unsigned send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned i)
 {
   const struct pw_entry *t = &l->entry[i];
   attach_control(l, i, false);
@@ -160,6 +163,7 @@ static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned
   struct iovec *iov = l->message[i].msg_hdr.msg_iov;
   const size_t total = l->message[i].msg_hdr.msg_iovlen;
   size_t at = 0;
+  unsigned sent = 0;
   for (unsigned s = 0; s < t->segments; s++) {
     size_t bytes = 0, from = at;
     while (at < total && bytes < t->size) {
@@ -169,11 +173,14 @@ static void send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned
     single.msg_hdr.msg_iov = iov + from;
     single.msg_hdr.msg_iovlen = at - from;
     int n = send_patiently(e, fd, &single, 1);
-    if (n == 1)
+    if (n == 1) {
       count_sent(e, t, 1, (double)bytes);
-    else
+      sent++;
+    } else {
       count_refused(e, PW_TO_ROW(t->to), n, 1);
+    }
   }
+  return sent;
 }
 
 /* The device has no checksum offload (EIO): asking again for every entry would only double the calls. */
@@ -218,9 +225,9 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane)
     /* entry i was refused, and only it: the others go on */
     if (l->entry[i].segments > 1 && (n == -EIO || n == -EINVAL || n == -EMSGSIZE || n == -EOPNOTSUPP)) {
       pw_count(e, PW_C_fallbackUdpSegment, 1);
-      if (n == -EIO || n == -EINVAL)
+      /* EINVAL is also what a blackhole route says, to every datagram */
+      if (send_singly(e, fd, l, i) && (n == -EIO || n == -EINVAL))
         note_device_refusal(e);
-      send_singly(e, fd, l, i);
     } else {
       count_refused(e, PW_TO_ROW(l->entry[i].to), n, l->entry[i].segments);
     }

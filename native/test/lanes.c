@@ -227,6 +227,34 @@ static void refused_offload(void)
   }
 }
 
+static int refuse_all(int fd, const struct entry *entry)
+{
+  (void)fd;
+  offloads_tried += entry->offloaded;
+  return EINVAL;
+}
+
+/* A route that refuses everything (blackhole) says nothing about the device: offload is tried again at once. */
+static void refusing_route(void)
+{
+  for (unsigned batch = 0; batch < 2; batch++) {
+    in_case("a blackhole route%s", batch ? "" : ", one call each");
+    fresh(127, batch);
+    wire.refuse = refuse_all;
+    offloads_tried = 0;
+    for (unsigned i = 0; i < 40; i++) {
+      for (unsigned n = 0; n < 5; n++)
+        add(0, 3, 40, 100);
+      pw_lanes_flush(engine);
+    }
+    EQUAL(offloads_tried, 40);
+    EQUAL(engine->udp_backoff_until, 0);
+    EQUAL(counted(engine, PW_C_dropSendError), 200);
+    EQUAL(counted(engine, PW_C_egressPackets), 0);
+    wire.refuse = NULL;
+  }
+}
+
 static unsigned largest_datagram;
 
 static int refuse_large(int fd, const struct entry *entry)
@@ -347,6 +375,7 @@ int main(void)
   random_streams();
   header_arena();
   refused_offload();
+  refusing_route();
   too_big();
   other_refusals();
   random_refusals();

@@ -223,13 +223,13 @@ export class Forwarder {
       const host = senders[message]!;
       if (check !== SOURCE_CHECK_OFF && host === 0) {
         counters[DROP_UNKNOWN_SENDER]! += segments;
-        takeNote(this.#policy, NOTE_UNKNOWN_SENDER, meta, MESSAGE_BASE + message * ROW_WORDS);
+        takeNote(this.#policy, NOTE_UNKNOWN_SENDER, meta, MESSAGE_BASE + message * ROW_WORDS, segments);
         continue;
       }
       if (source === LOCAL || source === SELF || (check !== SOURCE_CHECK_OFF && !this.#mayUse(source, host, check))) {
         counters[DROP_SPOOFED_SOURCE]! += segments;
         this.#dropFrom(host, segments);
-        takeNote(this.#policy, NOTE_SPOOFED, meta, MESSAGE_BASE + message * ROW_WORDS);
+        takeNote(this.#policy, NOTE_SPOOFED, meta, MESSAGE_BASE + message * ROW_WORDS, segments);
         continue;
       }
       if (destination !== LOCAL) {

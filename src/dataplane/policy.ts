@@ -27,9 +27,15 @@ export const SOURCE_CHECK_STRICT = 2;
 export const SOURCE_CHECKS: readonly SourceCheck[] = ['off', 'lease', 'strict'];
 
 /** Records a sender (family and words of a message row). Workers may overwrite each other: any of them is as good. */
-export function takeNote(policy: Int32Array, note: number, meta: Int32Array, messageRow: number): void {
+export function takeNote(
+  policy: Int32Array,
+  note: number,
+  meta: Int32Array,
+  messageRow: number,
+  packets: number,
+): void {
   for (let i = 0; i < NOTE_ADDRESS_WORDS; i++) policy[note + NOTE_ADDRESS + i] = meta[messageRow + i]!;
-  Atomics.add(policy, note + NOTE_COUNT, 1);
+  Atomics.add(policy, note + NOTE_COUNT, packets);
 }
 
 /** The latest sender that was noted and how many there were (modulo 2^32), or undefined when none was. */

@@ -37,7 +37,7 @@ export interface DataplaneStats {
   readonly peers: readonly PeerStats[];
   readonly routes: number;
   readonly pathMtu: PathMtuStats;
-  /** The latest outer sender whose packets were refused, and how many notes were taken. */
+  /** The latest outer sender whose packets were refused, and how many packets of all such there were. */
   readonly offenders: {
     readonly unknownSender?: { readonly address: string; readonly count: number };
     readonly spoofedSource?: { readonly address: string; readonly count: number };

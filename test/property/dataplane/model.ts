@@ -141,14 +141,14 @@ export class Model {
     const destination = this.#lookUp(four ? bytes.subarray(16, 20) : bytes.subarray(24, 40));
     const host = this.#hostOf(sender);
     if (sourceCheck !== 'off' && host === undefined) {
-      note(this.unknown, sender);
+      note(this.unknown, sender, segments);
       return this.#drop('dropUnknownSender', segments);
     }
     const ours = source?.kind === 'local';
     const foreign = sourceCheck !== 'off' && source?.kind === 'route' && source.lease.address !== host;
     const nobodys = sourceCheck === 'strict' && source === undefined;
     if (ours || foreign || nobodys) {
-      note(this.spoofed, sender);
+      note(this.spoofed, sender, segments);
       return this.#drop('dropSpoofedSource', segments);
     }
     const inLease = destination?.kind === 'local' && this.#inOwnLease(four ? bytes.slice(16, 20) : bytes.slice(24, 40));
@@ -220,8 +220,8 @@ export class Model {
   }
 }
 
-function note(of: { count: number; address: string | undefined }, sender: string): void {
-  of.count += 1;
+function note(of: { count: number; address: string | undefined }, sender: string, segments: number): void {
+  of.count += segments;
   of.address = sender;
 }
 

@@ -202,7 +202,7 @@ describe('a packet from the underlay', () => {
     const harness = new Harness(WORLD);
     ingress(harness, '192.0.2.2', '10.1.3.7', '10.1.1.5', 17);
     expect(harness.counters()).toEqual({ dropSpoofedSource: 17 });
-    expect(harness.notes().spoofed).toEqual({ count: 1, bytes: Uint8Array.of(192, 0, 2, 2) });
+    expect(harness.notes().spoofed).toEqual({ count: 17, bytes: Uint8Array.of(192, 0, 2, 2) });
   });
 
   it('is delivered to a lease that has just become ours', () => {

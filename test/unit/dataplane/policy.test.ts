@@ -26,16 +26,16 @@ describe('notes about offenders', () => {
     const shared = words();
     for (const address of [0x0a000001, 0xc0000207 | 0]) {
       const { meta, row } = message(4, [address]);
-      takeNote(shared, NOTE_UNKNOWN_SENDER, meta, row);
+      takeNote(shared, NOTE_UNKNOWN_SENDER, meta, row, 3);
     }
-    expect(readNote(shared, NOTE_UNKNOWN_SENDER)).toEqual({ count: 2, bytes: Uint8Array.of(192, 0, 2, 7) });
+    expect(readNote(shared, NOTE_UNKNOWN_SENDER)).toEqual({ count: 6, bytes: Uint8Array.of(192, 0, 2, 7) });
     expect(readNote(shared, NOTE_SPOOFED)).toBeUndefined();
   });
 
   it('name an IPv6 sender', () => {
     const shared = words();
     const { meta, row } = message(6, [0x20010db8, 0, 0x80000000 | 0, 1]);
-    takeNote(shared, NOTE_SPOOFED, meta, row);
+    takeNote(shared, NOTE_SPOOFED, meta, row, 1);
     expect(readNote(shared, NOTE_SPOOFED)).toEqual({
       count: 1,
       bytes: Uint8Array.of(0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 1),
@@ -46,7 +46,7 @@ describe('notes about offenders', () => {
     const shared = words();
     shared[NOTE_SPOOFED] = 0x7fffffff;
     const { meta, row } = message(4, [1]);
-    takeNote(shared, NOTE_SPOOFED, meta, row);
+    takeNote(shared, NOTE_SPOOFED, meta, row, 1);
     expect(readNote(shared, NOTE_SPOOFED)?.count).toBe(0x80000000);
   });
 
@@ -55,6 +55,7 @@ describe('notes about offenders', () => {
     const regions = [
       [policy.POLICY_SOURCE_CHECK, 1],
       [policy.POLICY_OVERHEAD, 1],
+      [policy.POLICY_PROBE_NONCE, 1],
       [policy.TOKENS_UNREACHABLE, TOKEN_BUCKET_WORDS],
       [policy.TOKENS_TOO_BIG, TOKEN_BUCKET_WORDS],
       [NOTE_UNKNOWN_SENDER, noteWords],
@@ -65,7 +66,7 @@ describe('notes about offenders', () => {
     expect(Math.max(...used)).toBeLessThan(POLICY_WORDS);
     const shared = words();
     const { meta, row } = message(6, [-1, -1, -1, -1]);
-    takeNote(shared, NOTE_UNKNOWN_SENDER, meta, row);
+    takeNote(shared, NOTE_UNKNOWN_SENDER, meta, row, 1);
     const changed = [...shared.keys()].filter((i) => shared[i] !== 0);
     expect(changed).toEqual(Array.from({ length: noteWords }, (_, i) => NOTE_UNKNOWN_SENDER + i));
   });
