@@ -41,7 +41,19 @@ const ROWS: Readonly<Record<string, Row>> = {
     filter: 'udp port 8472',
   },
   'host-gw': { what: 'host-gw', backend: { Type: 'host-gw' }, filter: 'icmp or tcp or udp' },
-  ipip: { what: 'ipip', backend: { Type: 'ipip' }, filter: 'ip proto 4', families: [4] },
+  ipip: {
+    what: 'ipip by podwire',
+    backend: { Type: 'ipip', Mode: 'user' },
+    filter: 'ip proto 4',
+    isUser: true,
+    families: [4],
+  },
+  'ipip-kernel': {
+    what: "ipip by the kernel's device",
+    backend: { Type: 'ipip', Mode: 'kernel' },
+    filter: 'ip proto 4',
+    families: [4],
+  },
   wireguard: {
     what: 'wireguard',
     backend: { Type: 'wireguard' },

@@ -6,7 +6,7 @@ import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
 import { configuredMtuReader } from '../../host/configured-mtu.js';
 import { listOwnAddresses, listTunDevices } from '../../host/overlay-link.js';
 import { listRoutes, reviewRoutes } from '../../host/routes.js';
-import { ensureSwitch } from '../../host/system.js';
+import { checkTun, ensureSwitch } from '../../host/system.js';
 import type { Address, Prefix } from '../../net/prefix.js';
 import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { networksOf } from '../network-config.js';
@@ -14,9 +14,6 @@ import type { Backend, BackendOptions } from './backend.js';
 import { baseAddresses, DirectWays, requireGuard } from './kernel-backend.js';
 import { type KernelBase, KernelPaths } from './kernel-paths.js';
 import { ownPublicAddresses, peerAddress, refuseLoop } from './underlay.js';
-
-/** How often it is looked whether peers have come to be, or are no more, on the underlay's own link. */
-const DIRECT_RECHECK_MS = 10_000;
 
 export interface UserIpipOptions {
   /** Name of the TUN. */
@@ -38,7 +35,6 @@ export class UserIpipBackend implements Backend {
   readonly #wanted = new Map<string, { readonly prefix: Prefix; readonly lease: Lease }>();
   #hostAddresses: readonly Address[];
   #subnets: readonly Prefix[] = [];
-  #recheck: NodeJS.Timeout | undefined;
 
   private constructor(
     options: BackendOptions,
@@ -71,6 +67,7 @@ export class UserIpipBackend implements Backend {
    */
   static async open(options: BackendOptions, ipip: UserIpipOptions): Promise<UserIpipBackend> {
     const { network, underlay, runner, logger } = options;
+    if (options.openDataplane === undefined) await checkTun();
     const tunDevices = await listTunDevices(runner);
     for (const overlay of networksOf(network)) {
       refuseLoop(overlay, underlay);
@@ -126,9 +123,6 @@ export class UserIpipBackend implements Backend {
   async begin(lease: Lease): Promise<void> {
     this.#setLocal(subnetsOf(lease));
     await this.#paths.setBase(this.#base([lease]));
-    if (this.#ipip.directRouting) {
-      this.#recheck = setInterval(() => void this.#paths.settle(), DIRECT_RECHECK_MS).unref();
-    }
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
@@ -144,6 +138,8 @@ export class UserIpipBackend implements Backend {
     this.#hostAddresses = await listOwnAddresses(this.#options.runner);
     this.#setLocal(this.#subnets);
     this.dataplane.refreshPathMtu();
+    // Peers may have come to be, or be no more, on the underlay's own link.
+    if (this.#ipip.directRouting) await this.#paths.settle();
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
@@ -171,7 +167,6 @@ export class UserIpipBackend implements Backend {
 
   /** Stops the worker and closes the TUN; addresses and the network's route go with it, direct routes stay. */
   async close(): Promise<void> {
-    clearInterval(this.#recheck);
     await this.#paths.close();
     await this.dataplane.close();
   }

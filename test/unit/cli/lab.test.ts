@@ -44,7 +44,7 @@ describe('the command line', () => {
   it.each([
     [
       ['--backend', 'nebula'],
-      '--backend nebula: the lab knows udp, vxlan, vxlan-kernel, host-gw, ipip, wireguard, extension',
+      '--backend nebula: the lab knows udp, vxlan, vxlan-kernel, host-gw, ipip, ipip-kernel, wireguard, extension',
     ],
     [['--backend', 'alloc'], '--backend alloc: it carries no packets, so there is nothing for the lab to check'],
     [['--backend', 'ipip', '--ipv6'], '--backend ipip carries no IPv6'],
