@@ -88,6 +88,7 @@ class EtcdStore implements LeaseStore {
     const keys = new EtcdKeys(options.prefix);
     const endpoints = parseEndpoints(options);
     checkCredentials(options);
+    for (const name of ['requestTimeoutMs', 'progressMs', 'ttlMs'] as const) checkDuration(name, options[name]);
     this.#remarks = safetyRemarks(options, endpoints);
     const usesTls = endpoints.some(({ isTls }) => isTls);
     const tls = usesTls ? new TlsFiles(options) : undefined;
@@ -204,4 +205,12 @@ class EtcdStore implements LeaseStore {
     if (this.#closing.signal.aborted) throw new PodwireError('CLOSED', `cannot ${what}: ${this.description} is closed`);
     throwIfAborted(signal, what);
   }
+}
+
+function checkDuration(name: string, ms: number | undefined): void {
+  if (ms === undefined || (Number.isFinite(ms) && ms > 0)) return;
+  throw new PodwireError(
+    'INVALID_ARGUMENT',
+    `the etcd store's ${name} is ${ms}; give a number of milliseconds above 0`,
+  );
 }

@@ -130,6 +130,18 @@ describe('etcd credentials and certificates', () => {
   });
 });
 
+describe('etcd durations', () => {
+  it.each([
+    ['requestTimeoutMs', 0],
+    ['progressMs', -1],
+    ['ttlMs', Number.NaN],
+  ])('%s %d is refused', (name, ms) => {
+    expect(() => etcdStore({ endpoints: [ENDPOINT], [name]: ms })).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(name) }),
+    );
+  });
+});
+
 describe('remarks on safety', () => {
   const remarks = (endpoint: string, more: Partial<EtcdStoreOptions>): string[] => {
     const options = { endpoints: [endpoint], ...more };

@@ -172,11 +172,13 @@ export class EtcdView {
     this.#ends.clear();
     this.#heldByFlannel.clear();
     if (before === 0) return;
+    const isNews = !this.table.isHolding;
     this.table.hold(clock.monotonic() + RETURN_GRACE_MS);
     const reason =
-      `${description} is not what it was: a new cluster, or restored from a backup (revision ${revision} after ` +
-      `${before}); leases missing from it stay in force for ${RETURN_GRACE_MS / 1000} s while their hosts write them again`;
-    onNotice({ kind: 'degraded', reason });
+      `${description} is not what it was: a new cluster, restored from a backup, or endpoints of several clusters ` +
+      `(revision ${revision} after ${before}); leases missing from it stay in force for ${RETURN_GRACE_MS / 1000} s ` +
+      'while their hosts write them again';
+    if (isNews) onNotice({ kind: 'degraded', reason });
   }
 
   #saw(revision: number): void {
