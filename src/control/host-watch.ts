@@ -82,11 +82,11 @@ export class HostWatch {
     return this.#underlay.look();
   }
 
-  /** @param reopened see {@link HostState}. */
-  state(reopened: number): HostState {
+  /** With what the backend says of itself. */
+  state({ reopened, problems }: Pick<HostState, 'reopened' | 'problems'>): HostState {
     return {
       ...this.#options.guard.stats(),
-      problems: [...this.#underlay.problems, ...this.#strays],
+      problems: [...this.#underlay.problems, ...this.#strays, ...problems],
       reopened,
     };
   }

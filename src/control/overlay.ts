@@ -242,7 +242,7 @@ export class RunningOverlay implements Overlay {
       subnetFile: subnetFile === false ? undefined : { path: subnetFile, written: this.#written },
       leases: Array.from(keeper.leases, ([key, peer]) => this.#describe(peer, keeper.refused.get(key)?.detail)),
       counts: keeper.counts,
-      host: this.#state.watch.state(this.#backend.reopened),
+      host: this.#state.watch.state(this.#backend),
       facts: this.#backend.facts,
       dataplane: this.#backend.stats,
       ...(firewall === undefined ? {} : { firewall: firewall.stats }),

@@ -172,6 +172,20 @@ describe.skipIf(missing(AGENT_NEEDS))('a running agent and its host', () => {
     expect(agent.stderr).toContain(`no more: cni0 has ${other}.1/24`);
   });
 
+  test('a foreign route that takes packets away from the tunnel is told and shown while it is there', async () => {
+    await bed.startReady(a);
+    for (const route of ['10.42.250.0/24', '10.42.0.0/16']) {
+      await a.ns.ip('route', 'prepend', route, 'via', b.underlay, 'dev', 'eth0');
+      await until(async () => (await statusOf(a)).host.problems.length > 0, { what: `${route} to be shown` });
+      expect((await statusOf(a)).host.problems).toEqual([
+        `other routes take packets away from the tunnel: route ${route} via ${b.underlay} dev eth0`,
+      ]);
+      await a.ns.ip('route', 'del', route, 'via', b.underlay);
+      await until(async () => (await statusOf(a)).host.problems.length === 0, { what: 'the end of it' });
+    }
+    expect((await statusOf(a)).host.driftRepaired['route']).toBe(0);
+  });
+
   test('two agents on one host: neither touches what is the other’s, also after kill -9 of one', async () => {
     const otherStore = await bed.makeStore('{"Network":"10.43.0.0/16","Backend":{"Type":"udp","Port":8286}}');
     const startSecond = async (): Promise<ReturnType<AgentBed['start']>> => {

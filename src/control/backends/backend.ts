@@ -65,6 +65,8 @@ export interface Backend extends AsyncDisposable {
   readonly closed: Promise<void>;
   /** What was set up, for the log and the status. */
   readonly facts: Readonly<Record<string, unknown>>;
+  /** What is wrong on the host and not the backend's to put right; one line each. */
+  readonly problems?: readonly string[];
   /** Undefined where the kernel carries the packets. */
   readonly stats: DataplaneStats | undefined;
   /** True where the engine has no port to ask and answer peer probes on. */

@@ -117,6 +117,10 @@ export class ReopeningBackend implements Backend {
     return this.#inner.facts;
   }
 
+  get problems(): readonly string[] {
+    return this.#inner.problems ?? [];
+  }
+
   get stats(): DataplaneStats | undefined {
     return this.#inner.stats;
   }

@@ -44,8 +44,8 @@ export class UdpBackend implements Backend {
   readonly #networks: readonly Prefix[];
   #ownAddresses: readonly Address[];
   #subnets: readonly Prefix[] = [];
-  /** Diverting routes that were told, by network. */
-  readonly #told = new Map<string, string>();
+  /** What was told of diverting routes, by network; empty: there are none any more. */
+  readonly #diverting = new Map<string, string>();
 
   private constructor(
     options: BackendOptions,
@@ -135,6 +135,10 @@ export class UdpBackend implements Backend {
     return { port: this.port, ...this.dataplane.capabilities };
   }
 
+  get problems(): readonly string[] {
+    return [...this.#diverting.values()].filter((problem) => problem !== '');
+  }
+
   get stats(): DataplaneStats {
     return this.dataplane.stats();
   }
@@ -220,19 +224,22 @@ export class UdpBackend implements Backend {
   async #warnOfDivertingRoutes(): Promise<void> {
     const { runner, logger } = this.#options;
     for (const network of this.#networks) {
-      // What takes the place of our own route is the guard's business.
-      const routes = (await listRoutes(runner, network.family)).filter(
-        ({ device, destination, metric }) =>
-          device !== this.device && !(destination.equals(network) && metric === defaultMetric(network.family)),
-      );
-      const { diverting } = reviewRoutes(routes, network, this.#subnets, new Set());
+      const all = await listRoutes(runner, network.family);
+      const isTwin = ({ destination, metric }: KernelRoute): boolean =>
+        destination.equals(network) && metric === defaultMetric(network.family);
+      // What takes the place of our own route is the guard's business; what stands before it is not.
+      const own = all.findIndex((route) => route.device === this.device && isTwin(route));
+      const before = all.slice(0, Math.max(0, own)).filter(isTwin);
+      const others = all.filter((route) => route.device !== this.device && !isTwin(route));
+      const diverting = [...before, ...reviewRoutes(others, network, this.#subnets, new Set()).diverting];
       const named = diverting.slice(0, NAMED_ROUTES).map(describeRoute).join(', ');
       const more = diverting.length > NAMED_ROUTES ? ` and ${diverting.length - NAMED_ROUTES} more` : '';
-      const text = `${named}${more}`;
-      if (this.#told.get(network.toString()) === text) continue;
-      this.#told.set(network.toString(), text);
-      if (text !== '')
-        logger.warn({ network: network.toString() }, `other routes take packets away from the tunnel: ${text}`);
+      const problem = named === '' ? '' : `other routes take packets away from the tunnel: ${named}${more}`;
+      const told = this.#diverting.get(network.toString()) ?? '';
+      if (told === problem) continue;
+      this.#diverting.set(network.toString(), problem);
+      if (problem === '') logger.info({ network: network.toString() }, 'no other routes take packets away any more');
+      else logger.warn({ network: network.toString() }, problem);
     }
   }
 }
