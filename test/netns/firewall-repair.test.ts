@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { DUAL_PLAN, FIREWALL_NEEDS, iptablesRules, nftRules, PLAN, RemoteFirewall } from '../support/firewall.js';
+import type { FirewallNotice } from '../../src/host/firewall/firewall.js';
 import { NetNs } from '../support/netns.js';
 import { Process, until } from '../support/process.js';
 import { missing } from '../support/requires.js';
@@ -137,6 +138,7 @@ describe.skipIf(missing(FIREWALL_NEEDS))('firewall rules that somebody changes',
     await until(async () => (await firewall.stats()).repairs === 1, { what: 'a repair' });
     expect(await firewall.stats()).toMatchObject({ watch: 'events', state: 'ok' });
     expect(Number(await monitors())).not.toBe(pid);
+    expect(firewall.notices.map(({ text }) => text)).toContain("the kernel's firewall events are heard again");
     // Whoever kills us leaves nothing behind.
     await firewall.process.stop('SIGKILL');
     await until(
@@ -146,6 +148,24 @@ describe.skipIf(missing(FIREWALL_NEEDS))('firewall rules that somebody changes',
       },
     );
     expect(await monitors()).toBe('');
+  });
+
+  it('says once when there are no events at all, and checks from time to time', async () => {
+    await fresh();
+    const bin = await mkdtemp(join(directory, 'bin-'));
+    const script = '#!/bin/sh\n[ "$1" = monitor ] && { echo "no events here" >&2; exit 1; }\nexec /usr/sbin/nft "$@"\n';
+    await writeFile(join(bin, 'nft'), script);
+    await chmod(join(bin, 'nft'), 0o755);
+    const environment = { PATH: `${bin}:${process.env['PATH'] ?? ''}` };
+    await using firewall = await RemoteFirewall.open(host, { resyncMs: 200 }, environment);
+    expect(await firewall.apply(PLAN)).toBe(true);
+    const said = (): FirewallNotice[] => firewall.notices.filter(({ text }) => text.includes('events'));
+    await until(() => said().length > 0, { what: 'a word' });
+    expect(said()).toMatchObject([{ level: 'warn', fields: { reason: 'no events here' } }]);
+    await sh('nft flush ruleset');
+    await until(async () => (await firewall.stats()).repairs === 1, { what: 'a repair' });
+    expect(await firewall.stats()).toMatchObject({ watch: 'periodic', state: 'ok', resyncMs: 200 });
+    expect(said()).toHaveLength(1);
   });
 
   it('tries again until nft works, visibly', async () => {

@@ -95,6 +95,8 @@ export class HostFirewall {
   readonly #resyncMs: number;
   #watch: NftWatch | undefined;
   #hearsEvents = false;
+  /** Events were lost, and that was told. */
+  #isDeaf = false;
   #plan: HostPlan | undefined;
   #isCleared = false;
   #isTold = false;
@@ -366,21 +368,24 @@ export class HostFirewall {
       line.includes(FLANNEL_CHAINS.masquerade) ||
       line.includes(FLANNEL_CHAINS.forward) ||
       line.includes(' hook forward ') ||
-      / (FORWARD|DOCKER-USER|POSTROUTING) /.test(line) ||
+      / (FORWARD|DOCKER-USER|POSTROUTING)( |$)/.test(line) ||
       this.#admittedIn.some((place) => place.startsWith('nft ') && line.includes(place.slice('nft '.length)))
     );
   }
 
   #onWatchState({ live, reason }: { readonly live: boolean; readonly reason?: string }): void {
     this.#hearsEvents = live;
-    if (live) {
-      // What happened before is known only now.
-      void this.#check();
-    } else {
+    if (!live) {
+      this.#isDeaf = true;
       this.#notice('warn', "the kernel's firewall events are lost: changes are found by the periodic check only", {
         reason: reason ?? '',
       });
+      return;
     }
+    if (this.#isDeaf) this.#notice('info', "the kernel's firewall events are heard again");
+    this.#isDeaf = false;
+    // What happened before is known only now.
+    void this.#check();
   }
 
   #notice(level: FirewallNotice['level'], text: string, fields: FirewallNotice['fields'] = {}): void {

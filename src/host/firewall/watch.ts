@@ -15,7 +15,7 @@ import { nft } from './nft.js';
 const SCRIPT = 'nft monitor </dev/null & p=$!; exec >&- 2>&-; read -r x; kill $p; wait $p';
 
 const RESTART_MS = 2_000;
-const PING_MS = 100;
+const PING_MS = { first: 100, last: 5_000 } as const;
 /** A line of a rule set is far below; an event with a huge set of elements is cut. */
 const LONGEST_LINE = 1 << 20;
 
@@ -33,7 +33,8 @@ export class NftWatch {
   readonly #mark = `podwire-watch-${randomBytes(4).toString('hex')}`;
   #child: ChildProcess | undefined;
   #timer: NodeJS.Timeout | undefined;
-  #live = false;
+  /** Undefined until something is known. */
+  #live: boolean | undefined;
   #closed = false;
 
   constructor(options: NftWatchOptions) {
@@ -83,8 +84,7 @@ export class NftWatch {
     };
     child.on('error', (error) => over(messageOf(error)));
     child.on('close', () => over(errors.trim().replaceAll(/\s*\n\s*/g, '; ') || 'nft monitor has ended'));
-    this.#timer = setTimeout(() => this.#ping(), PING_MS);
-    this.#timer.unref();
+    this.#pingLater(PING_MS.first);
   }
 
   #onLine(line: string): void {
@@ -100,13 +100,14 @@ export class NftWatch {
   }
 
   /** nft does not say when it has subscribed: a table that comes and goes in one transaction shows it. */
-  #ping(): void {
+  #pingLater(delayMs: number): void {
     clearTimeout(this.#timer);
-    if (this.#live || this.#closed) return;
-    void nft(this.#options.runner, `add table ip ${this.#mark}\ndelete table ip ${this.#mark}\n`).catch(
-      () => undefined,
-    );
-    this.#timer = setTimeout(() => this.#ping(), PING_MS);
+    this.#timer = setTimeout(() => {
+      if (this.#live === true || this.#closed) return;
+      const table = `table ip ${this.#mark}\n`;
+      void nft(this.#options.runner, `add ${table}delete ${table}`).catch(() => undefined);
+      this.#pingLater(Math.min(2 * delayMs, PING_MS.last));
+    }, delayMs);
     this.#timer.unref();
   }
 }
