@@ -14,7 +14,7 @@ const MIB = 1 << 20;
 const needs = {
   root: true,
   tun: true,
-  commands: ['ip', 'bridge', 'ping', 'iptables', 'cc'],
+  commands: ['ip', 'bridge', 'ping', 'cc'],
   files: ['dist/dataplane/dataplane.js'],
 };
 
