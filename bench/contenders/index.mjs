@@ -3,7 +3,15 @@
 import { flanneld } from './flanneld.mjs';
 import { direct, vxlan } from './kernel.mjs';
 import { nebula } from './nebula.mjs';
-import { podwire, podwireNoSpin, podwirePlain } from './podwire.mjs';
+import {
+  podwire,
+  podwireHostGw,
+  podwireIpip,
+  podwireNoSpin,
+  podwirePlain,
+  podwireVxlanKernel,
+  podwireWireguard,
+} from './podwire.mjs';
 import { podwireToVxlan, podwireVxlan, vxlanToPodwire } from './vxlan.mjs';
 import { wireguardGo } from './wireguard.mjs';
 
@@ -20,10 +28,25 @@ export const CONTENDERS = [
   podwireVxlan,
   podwireToVxlan,
   vxlanToPodwire,
+  podwireVxlanKernel,
+  podwireHostGw,
+  podwireIpip,
+  podwireWireguard,
   flanneld,
   wireguardGo,
   nebula,
 ];
 
-/** Whom the mode `backends` measures: podwire's backends, and the baseline. */
-export const BACKENDS = [vxlan, podwire, podwireVxlan, podwireToVxlan, vxlanToPodwire].map(({ name }) => name);
+/** Whom the mode `backends` measures: podwire's backends, and by hand what two of them set up. */
+export const BACKENDS = [
+  direct,
+  vxlan,
+  podwire,
+  podwireVxlan,
+  podwireToVxlan,
+  vxlanToPodwire,
+  podwireVxlanKernel,
+  podwireHostGw,
+  podwireIpip,
+  podwireWireguard,
+].map(({ name }) => name);

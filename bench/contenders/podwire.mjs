@@ -5,6 +5,7 @@
  *   podwire         as it comes
  *   podwire-nospin  never waits by spinning
  *   podwire-plain   every offload off, one call per packet, one worker: what a straightforward TUN program does
+ *   podwire-BACKEND the same agents with another backend; they take part when they are named, and in the mode `backends`
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -17,6 +18,7 @@ import { startingDaemons, stopAll } from './contender.mjs';
 const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const PACKAGE = new URL('../../package.json', import.meta.url);
 const NETWORK = '10.77.0.0/16';
+const OWN_SOCKETS = 'mkdir -p "$0" /var/run/wireguard && mount --bind "$0" /var/run/wireguard && exec "$@"';
 
 /**
  * @param {string} name
@@ -24,9 +26,10 @@ const NETWORK = '10.77.0.0/16';
  * @param {Contender['measures']} measures
  * @param {readonly string[]} agentOptions
  * @param {readonly string[]} [nodeOptions]
+ * @param {Readonly<Record<string, unknown>>} [backend] of the network config
  * @returns {Contender}
  */
-function podwireContender(name, about, measures, agentOptions, nodeOptions = []) {
+function podwireContender(name, about, measures, agentOptions, nodeOptions = [], backend = { Type: 'udp' }) {
   return {
     name,
     about: [about, agentOptions.join(' ')].filter(Boolean).join(': '),
@@ -35,7 +38,7 @@ function podwireContender(name, about, measures, agentOptions, nodeOptions = [])
       existsSync(CLI)
         ? { version: await packageVersion() }
         : { missing: `${CLI} does not exist; build it: npm run build` },
-    start: (topology, context) => startAgents(topology, context, agentOptions, nodeOptions),
+    start: (topology, context) => startAgents(topology, context, agentOptions, nodeOptions, backend),
   };
 }
 
@@ -54,18 +57,21 @@ async function packageVersion() {
  * @param {import('./contender.mjs').StartContext} context
  * @param {readonly string[]} agentOptions
  * @param {readonly string[]} nodeOptions
+ * @param {Readonly<Record<string, unknown>>} backend
  * @returns {Promise<import('./contender.mjs').Session>}
  */
-function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions) {
+function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions, backend) {
   const store = join(workDir, 'store');
   mkdirSync(store);
-  writeFileSync(join(store, 'config'), JSON.stringify({ Network: NETWORK, Backend: { Type: 'udp' } }));
+  writeFileSync(join(store, 'config'), JSON.stringify({ Network: NETWORK, Backend: backend }));
   return startingDaemons(async (daemons) => {
     const subnetFiles = topology.hosts.map((host, index) => {
       const directory = join(workDir, `host${index + 1}`);
       mkdirSync(directory);
       const subnetFile = join(directory, 'subnet.env');
-      const argv = [process.execPath, ...nodeOptions, CLI, 'agent', '--store', `dir:${store}`];
+      // wireguard-go and wg have a directory for sockets that is the same in all namespaces.
+      const own = backend['Type'] === 'wireguard' ? ['sh', '-c', OWN_SOCKETS, join(directory, 'wireguard')] : [];
+      const argv = [...own, process.execPath, ...nodeOptions, CLI, 'agent', '--store', `dir:${store}`];
       argv.push('--iface', host.device, '--public-ip', host.address, '--device', 'flannel0');
       argv.push('--subnet-file', subnetFile, '--control-socket', join(directory, 'agent.sock'));
       argv.push('--state-dir', join(directory, 'state'), ...agentOptions);
@@ -122,3 +128,27 @@ export const podwirePlain = podwireContender(
 );
 /** Not a row of the tables: tells about the garbage collections of the agent's threads. */
 export const podwireTraced = podwireContender('podwire-traced', 'podwire under --trace-gc', [], [], ['--trace-gc']);
+
+/**
+ * @param {string} name
+ * @param {string} about
+ * @param {Readonly<Record<string, unknown>>} backend
+ */
+const withBackend = (name, about, backend) => podwireContender(name, about, [], [], [], backend);
+
+export const podwireVxlanKernel = withBackend('podwire-vxlan-kernel', "podwire agents, the kernel's vxlan device", {
+  Type: 'vxlan',
+  Mode: 'kernel',
+});
+export const podwireHostGw = withBackend('podwire-host-gw', 'podwire agents, host-gw: compare with direct', {
+  Type: 'host-gw',
+});
+export const podwireIpip = withBackend('podwire-ipip', 'podwire agents, ipip in user space', {
+  Type: 'ipip',
+  Mode: 'user',
+});
+export const podwireWireguard = withBackend(
+  'podwire-wireguard',
+  'podwire agents, WireGuard by the kernel or wireguard-go: compare with wireguard-go',
+  { Type: 'wireguard' },
+);
