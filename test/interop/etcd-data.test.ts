@@ -123,6 +123,15 @@ describe.each(VERSIONS)('data in %s', (version) => {
       expect(watcher.log.slice(2)).toEqual(['removed 10.42.11.0-24']);
     });
 
+    it('a lease whose host is gone ends when etcd says so', async () => {
+      const watcher = keep(new Watcher(open()));
+      await watcher.started();
+      const lease = await acquire(open(), 1, { ttlMs: 2_000 });
+      await watcher.until(() => watcher.leases.size === 0 && watcher.log.length > 1);
+      expect(watcher.log).toEqual([`added ${leaseKey(lease)}`, `removed ${leaseKey(lease)}`]);
+      expect((await stored()).map(([key]) => key)).toEqual([`${prefix}/config`]);
+    });
+
     it('a reservation has no etcd lease, before and after', async () => {
       await raw.put(`${prefix}/subnets/10.42.9.0-24`, '{"PublicIP":"192.0.2.1","Why":"printer"}');
       const store = open();

@@ -120,6 +120,38 @@ describe('the view of etcd', () => {
     );
   });
 
+  it('takes any bytes for key and value', () => {
+    const bytes = fc.uint8Array({ maxLength: 40 }).map((each) => Buffer.from(each));
+    const text = fc
+      .constantFrom('10.42.1.0-24', '10.42.1.0-24&fd00::-64', '/x', 'x10.42.3.0-24', '', '-', '&')
+      .map((name) => Buffer.from(name));
+    const key = fc.tuple(fc.constantFrom('/p/subnets', '/p/subnets/', '/p/subnets-old/'), fc.oneof(bytes, text));
+    const value = fc.oneof(
+      bytes,
+      fc.json().map((each) => Buffer.from(each)),
+    );
+    fc.assert(
+      fc.property(
+        fc.array(fc.tuple(key, value, fc.bigInt({ min: 0n, max: 2n ** 63n - 1n })), { maxLength: 20 }),
+        (kvs) => {
+          const { view } = open();
+          kvs.forEach(([[start, end], content, lease], i) => {
+            const revision = String(i + 1);
+            const kv = { key: Buffer.concat([Buffer.from(start), end]), value: content, lease: String(lease) };
+            view.put({ ...kv, mod_revision: revision, create_revision: revision });
+          });
+          // Whatever is no lease by its name is no entry; an entry without a lease was skipped and counted.
+          const broken = view.table.names().filter((name) => view.table.get(name)?.lease === undefined);
+          expect(view.skipped).toBeGreaterThanOrEqual(broken.length);
+          expect(view.table.names().every((name) => /^[0-9.]+-\d+(&[0-9a-f:]+-\d+)?$/.test(name))).toBe(true);
+          view.replace({ cluster_id: '1', revision: String(kvs.length) }, [], kvs.length);
+          expect(view.table.names()).toEqual([]);
+        },
+      ),
+      { numRuns: 500 },
+    );
+  });
+
   it.each([
     ['another cluster', '2', 9],
     ['the same, restored', '1', 3],
