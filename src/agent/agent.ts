@@ -34,9 +34,10 @@ export interface AgentSurroundings {
   readonly environment: NodeJS.ProcessEnv;
 }
 
-/** How often the agent looks at itself when nobody asks; less often where that costs more than a thousandth. */
+/** How often the agent looks at itself when nobody asks; less often where that takes more than a 500th of the time. */
 const LOOK_MS = 2_000;
-const LONGEST_LOOK_MS = 30_000;
+const LONGEST_LOOK_MS = 10_000;
+const LOOK_SHARE = 500;
 
 export class Agent {
   readonly #surroundings: AgentSurroundings;
@@ -251,7 +252,7 @@ export class Agent {
     watchdog?.unref();
     let look: NodeJS.Timeout | undefined;
     const lookLater = (): void => {
-      const delayMs = Math.min(LONGEST_LOOK_MS, Math.max(LOOK_MS, this.#health.costMs * 1_000));
+      const delayMs = Math.min(LONGEST_LOOK_MS, Math.max(LOOK_MS, this.#health.costMs * LOOK_SHARE));
       look = setTimeout(() => void this.#look().finally(() => look !== undefined && lookLater()), delayMs).unref();
     };
     lookLater();

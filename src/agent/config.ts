@@ -44,6 +44,8 @@ export interface AgentConfig {
   readonly metricsPeers: number;
   readonly logLevel: LogLevel;
   readonly logFormat: LogFormat;
+  /** Every flag's value; see {@link FlagReader.settings}. */
+  readonly settings: ReadonlyMap<string, string>;
   /** Lines for the operator that are no errors: flags and variables without effect. */
   readonly warnings: readonly string[];
 }
@@ -98,6 +100,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     dataplane: readDataplane(read),
     ...(health === undefined ? {} : { health }),
     metricsPeers: read.int('metrics-peers', 0, 10_000),
+    settings: read.settings(),
     logLevel: readLogLevel(read),
     logFormat: read.choice('log-format', ['auto', 'json', 'pretty']),
     warnings,

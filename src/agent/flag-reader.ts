@@ -62,6 +62,13 @@ export class FlagReader {
     return typeof value === 'string' ? [value] : value;
   }
 
+  /** Every flag's value as text, defaults included. It holds secrets: compare it, never show it. */
+  settings(): ReadonlyMap<string, string> {
+    return new Map(
+      FLAGS.map(({ name, default: fallback = '' }) => [name, this.isSet(name) ? this.list(name).join('\n') : fallback]),
+    );
+  }
+
   /** The last value given; empty text counts as not given. */
   optional(name: string): string | undefined {
     const value = this.list(name).at(-1);

@@ -11,13 +11,14 @@ export interface ReloadContext {
   readonly overlay: Overlay;
 }
 
-/** Settings whose new value counts from now on; all others are read at the start only. */
-const FOLLOWED: ReadonlySet<keyof AgentConfig> = new Set(['logLevel', 'warnings']);
+/** Flags whose new value counts from now on; all others are read at the start only. */
+const FOLLOWED: ReadonlySet<string> = new Set(['log-level', 'v', 'environment-file']);
 
-/** Names of the settings that differ and that a running agent cannot follow; never their values. */
+/** The flags that differ and that a running agent cannot follow, as `--iface`; never their values. */
 export function needRestart(before: AgentConfig, after: AgentConfig): string[] {
-  const keys = new Set([...Object.keys(before), ...Object.keys(after)] as (keyof AgentConfig)[]);
-  return [...keys].filter((key) => !FOLLOWED.has(key) && JSON.stringify(before[key]) !== JSON.stringify(after[key]));
+  return [...after.settings]
+    .filter(([name, value]) => !FOLLOWED.has(name) && before.settings.get(name) !== value)
+    .map(([name]) => `--${name}`);
 }
 
 /** Reads again what lies outside of the agent: network config and underlay; and writes the subnet file. */

@@ -100,7 +100,7 @@ describe.skipIf(missing(NEEDS))('an agent with flanneld’s arguments and etcd',
     await ready(agent);
     await writeFile(variables, 'FLANNELD_ETCD_PASSWORD=hunter2-of-etcd-changed\n');
     agent.child.kill('SIGHUP');
-    await agent.output(/"settings":"store"[^\n]*restart the agent/, { from: 'stderr' });
+    await agent.output(/"settings":"--etcd-password"[^\n]*restart the agent/, { from: 'stderr' });
     const shown = [
       await a.ns.ok(process.execPath, [cli, 'status', '--json', `--subnet-file=${a.subnetFile}`]),
       await get('/metrics'),

@@ -179,7 +179,7 @@ describe.skipIf(missing(NEEDS))('the agent among its neighbours on a host', () =
     };
     const said = await reload();
     expect(said).toMatch(/"before":"info","now":"debug","msg":"the log level has changed"/);
-    expect(said).toMatch(/"settings":"interface","msg":"settings have changed: restart the agent to follow them"/);
+    expect(said).toMatch(/"settings":"--public-ip","msg":"settings have changed: restart the agent to follow them"/);
     expect(said).toMatch(/"changed":"subnetLen 24 -> 26[^\n]*it counts when a lease is acquired"/);
     expect(await subnetEnv(a)).toBe(before);
     await config('{"Network"');

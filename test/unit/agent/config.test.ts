@@ -53,7 +53,7 @@ describe('defaults', () => {
 });
 
 test('every value arrives', () => {
-  const config = read({
+  const { settings, ...config } = read({
     iface: ['eth1', '10.0.0.5'],
     'iface-regex': ['^10\\.'],
     'iface-can-reach': '10.0.0.1',
@@ -76,6 +76,7 @@ test('every value arrives', () => {
     'log-format': 'json',
     'metrics-peers': '12',
   });
+  expect([settings.get('device'), settings.get('iface'), settings.get('v')]).toEqual(['pw%d', 'eth1\n10.0.0.5', '0']);
   expect(config).toEqual({
     store: { kind: 'directory', path: '/var/lib/podwire' },
     interface: {

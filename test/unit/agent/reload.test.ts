@@ -10,12 +10,12 @@ const read = (given: FlagValues) => readAgentConfig({ store: 'dir:/x', ...given 
 test.each<[FlagValues, FlagValues, string[]]>([
   [{}, {}, []],
   [{ 'log-level': 'info' }, { 'log-level': 'debug' }, []],
-  [{}, { workers: '2', spin: 'off' }, ['dataplane']],
-  [{ iface: ['eth0'] }, { iface: ['eth1'], 'healthz-port': '8081' }, ['interface', 'health']],
+  [{}, { workers: '2', spin: 'off' }, ['--workers', '--spin']],
+  [{ iface: ['eth0'] }, { iface: ['eth1'], 'healthz-port': '8081' }, ['--iface', '--healthz-port']],
   [
     { store: 'etcd', 'etcd-password': 'a', 'etcd-username': 'u' },
     { store: 'etcd', 'etcd-password': 'hunter2', 'etcd-username': 'u' },
-    ['store'],
+    ['--etcd-password'],
   ],
 ])('%j -> %j needs a restart for %j, named without values', (before, after, names) => {
   expect(needRestart(read(before), read(after)).sort()).toEqual([...names].sort());
