@@ -28,7 +28,8 @@ import { type FirewallOptions, OverlayFirewall } from './firewall.js';
 import { type Lease, type LeaseStore, subnetsOf } from './lease.js';
 import { LeaseKeeper } from './lease-keeper.js';
 import type { NetworkConfig } from './network-config.js';
-import { type Overlay, RunningOverlay } from './overlay.js';
+import type { Overlay } from './overlay.js';
+import { RunningOverlay } from './running-overlay.js';
 
 export interface OverlayOptions {
   /** Where the leases are. Stays the caller's: close it after the overlay. */
