@@ -382,14 +382,18 @@ export class Cluster implements AsyncDisposable {
         await from.ns.ok('ping', ['-c', '2', '-i', '0.1', '-W', '2', '-n', '-s', '1000', host]);
       }),
     );
+    await Promise.all(
+      all.map(async ([from, host]) => {
+        // A path MTU below the pod's costs one datagram each way (flannel-v6.1 has 1430 bytes, FLANNEL_MTU says 1450).
+        let left: readonly number[] = sizes;
+        for (let round = 0; round < 3 && left.length > 0; round += 1) {
+          const answered = await from.call('datagrams', { host, sizes: left, timeoutMs: 300 + round * 500 });
+          left = left.filter((size) => !answered.includes(size));
+        }
+        if (left.length > 0) throw new Error(`no echo of ${left.join(', ')} bytes from ${host} to ${from.address}`);
+      }),
+    );
     for (const [from, host] of all) {
-      // A path MTU below the pod's costs one datagram each way (flannel-v6.1 has 1430 bytes, FLANNEL_MTU says 1450).
-      let left: readonly number[] = sizes;
-      for (let round = 0; round < 3 && left.length > 0; round += 1) {
-        const answered = await from.call('datagrams', { host, sizes: left, timeoutMs: 300 + round * 500 });
-        left = left.filter((size) => !answered.includes(size));
-      }
-      if (left.length > 0) throw new Error(`no echo of ${left.join(', ')} bytes from ${host} to ${from.address}`);
       const { received, wrong } = await from.call('transfer', { host, bytes, timeoutMs: 5000 });
       if (received !== bytes || wrong >= 0) {
         throw new Error(`TCP ${from.address} to ${host}: ${String(received)} bytes, first wrong at ${String(wrong)}`);
