@@ -84,7 +84,7 @@ describe.skipIf(missing(CLUSTER_NEEDS))('a mixed udp cluster and its etcd', () =
     await until(async () => (await statusOf(second)).lease.held, { what: 'the agent to hold it' });
     await expectLeases(cluster);
     expect(losses(counts, [second])).toEqual([]);
-    expect(longestGapMs(counts, second)).toBeLessThan(1000);
+    expect(longestGapMs(counts, second)).toBeLessThan(2000);
   });
 
   test('etcd away for a while: nothing is lost, and a restart forwards without it', async () => {
@@ -105,7 +105,7 @@ describe.skipIf(missing(CLUSTER_NEEDS))('a mixed udp cluster and its etcd', () =
       await cluster.connected();
     });
     expect(losses(restart, [second])).toEqual([]);
-    expect(longestGapMs(restart, second)).toBeLessThan(3000);
+    expect(longestGapMs(restart, second)).toBeLessThan(5000);
     await cluster.reachable(undefined, 500_000);
     const back = await cluster.pinging(async () => {
       await cluster.etcd.start();
