@@ -66,6 +66,23 @@ describe.skipIf(missing(NEEDS))('the agent and its firewall, and podwire cleanup
     expect(await bed.a.ns.ip('route', 'show', 'proto', '111')).toBe('');
   });
 
+  it('follows the agent to a new subnet, before the subnet file does', async () => {
+    const agent = await bed.startReady(bed.a, '--ip-masq', '--ip-blackhole-route');
+    const old = await subnetBase(bed.a);
+    const thief = { PublicIP: '10.77.0.250', PublicIPv6: null, Owner: 'thief' };
+    await writeFile(join(bed.store, 'subnets', `${old}.0-24`), JSON.stringify(thief));
+    await until(async () => (await subnetBase(bed.a)) !== old, { what: 'a new subnet in the subnet file' });
+    const base = await subnetBase(bed.a);
+    const found = await nftRules(bed.a.ns);
+    expect(found).toContain(`ip saddr ${base}.0/24 ip daddr 10.42.0.0/16 return`);
+    expect(found).not.toContain(`${old}.0/24`);
+    expect(await bed.a.ns.ip('route', 'show', 'type', 'blackhole')).toMatch(
+      new RegExp(`^blackhole ${base.replaceAll('.', '\\.')}\\.0/24 proto 111 metric 32768 \\n$`),
+    );
+    expect((await statusOf(bed.a)).firewall).toMatchObject({ state: 'ok', repairs: 0, failures: 0 });
+    expect(agent.running).toBe(true);
+  });
+
   it('defaults: forward rules and no masquerading, as flanneld; none with --firewall none', async () => {
     const agent = await bed.startReady(bed.a);
     expect((await statusOf(bed.a)).firewall).toMatchObject({ masquerade: false, forward: true, state: 'ok' });

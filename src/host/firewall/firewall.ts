@@ -222,6 +222,8 @@ export class HostFirewall {
     } catch (error) {
       outcome = { drift: [], problems: [messageOf(error)] };
     }
+    // A newer plan has come meanwhile, and its check is next: this outcome says nothing about it.
+    if (plan !== this.#plan) return false;
     this.#tell(outcome);
     this.#schedule(outcome.problems.length > 0);
     return outcome.problems.length === 0;
@@ -248,7 +250,7 @@ export class HostFirewall {
       // The new rules are in force: only now may what they replace go.
       if (!this.#isCleared) {
         const stuck = await this.#clear(plan, listing);
-        this.#isCleared = stuck.length === 0;
+        this.#isCleared = stuck.length === 0 && plan === this.#plan;
         problems.push(...stuck);
       }
     }
