@@ -234,7 +234,8 @@ function removal(route: KernelRoute): Change {
   };
 }
 
-function routeCommand(verb: 'add' | 'replace', route: DesiredRoute): string {
+/** `ip` command that sets a route of ours. */
+export function routeCommand(verb: 'add' | 'replace', route: DesiredRoute): string {
   return [
     `route ${verb} ${route.destination.toString()}`,
     ...(route.gateway === undefined ? [] : [`via ${route.gateway.toString()}`]),

@@ -8,7 +8,7 @@
 import type { Logger } from '../../dataplane/logger.js';
 import { messageOf, PodwireError } from '../../errors.js';
 import type { DesiredFdbEntry, DesiredHost, DesiredNeighbour, DesiredRoute } from '../../host/desired.js';
-import { routeKey } from '../../host/differences.js';
+import { routeCommand, routeKey } from '../../host/differences.js';
 import { ipBatch, type Runner } from '../../host/exec.js';
 import type { Guard } from '../../host/guard.js';
 import type { Reconciliation } from '../../host/reconcile.js';
@@ -55,6 +55,8 @@ export interface KernelPathsOptions {
 
 /** The number of a plain `ip route add`. */
 const PROTO_BOOT = '3';
+/** As many changes at a time are made before everything is compared. */
+const AT_ONCE = 256;
 /** How many diverting routes are named one by one. */
 const NAMED = 4;
 
@@ -73,6 +75,9 @@ export class KernelPaths {
   #base: KernelBase | undefined;
   /** Why the device or its addresses could not be set, from the latest comparison. */
   #baseFault: string | undefined;
+  /** Paths as they were when the guard was told last, of prefixes that have changed since. */
+  #changed = new Map<string, KernelPath | undefined>();
+  #isProgrammed = false;
   #isComplete = false;
   #isCleared = false;
   #isAsked = false;
@@ -104,7 +109,9 @@ export class KernelPaths {
   set(prefix: Prefix, path: KernelPath): boolean {
     const key = prefix.toString();
     const text = JSON.stringify(path);
-    if (this.#entries.get(key)?.text === text) return false;
+    const before = this.#entries.get(key);
+    if (before?.text === text) return false;
+    if (!this.#changed.has(key)) this.#changed.set(key, before?.path);
     this.#entries.set(key, { prefix, path, text });
     this.#schedule();
     return true;
@@ -113,7 +120,10 @@ export class KernelPaths {
   /** False when there was no such path. */
   delete(prefix: Prefix): boolean {
     const key = prefix.toString();
-    if (!this.#entries.delete(key)) return false;
+    const before = this.#entries.get(key);
+    if (before === undefined) return false;
+    this.#entries.delete(key);
+    if (!this.#changed.has(key)) this.#changed.set(key, before.path);
     this.#faults.delete(key);
     this.#schedule();
     return true;
@@ -173,12 +183,49 @@ export class KernelPaths {
       });
       this.#isAsked = false;
       const { guard, part } = this.#options;
-      await guard.keep(part, this.#desired(), (result) => void this.#onPass(result));
+      const changed = this.#changed;
+      this.#changed = new Map();
+      const kept = guard.keep(part, this.#desired(), (result) => void this.#onPass(result));
+      // The guard looks at everything, which takes a second with thousands of hosts: a few changes need not wait for it.
+      if (this.#isProgrammed && changed.size <= AT_ONCE) await this.#hurry(changed);
+      await kept;
+      this.#isProgrammed = true;
       if (this.#isComplete && !this.#isCleared) {
         this.#isCleared = true;
         await this.#clearForeign().catch((error: unknown) => this.#options.logger.warn({}, messageOf(error)));
       }
     }
+  }
+
+  /** Makes some changes right away. What the kernel refuses here the guard finds, and says why. */
+  async #hurry(changed: ReadonlyMap<string, KernelPath | undefined>): Promise<void> {
+    const neighbours: string[] = [];
+    const fdb: string[] = [];
+    const routes: string[] = [];
+    for (const [key, before] of changed) {
+      const path = this.#entries.get(key)?.path;
+      if (path === undefined) {
+        if (before !== undefined) routes.push(`route del ${key} dev ${before.route.device} proto ${ROUTE_PROTOCOL}`);
+        continue;
+      }
+      const { route, neighbour, fdb: entry } = path;
+      if (neighbour !== undefined) {
+        const { address, mac, device } = neighbour;
+        neighbours.push(`neigh replace ${address.toString()} lladdr ${mac} dev ${device} nud permanent`);
+      }
+      if (entry !== undefined) {
+        fdb.push(`fdb replace ${entry.mac} dev ${entry.device} dst ${entry.remote.toString()} self permanent`);
+      }
+      // Only what is ours already is replaced: another's route in its place is the guard's to judge.
+      routes.push(routeCommand(before === undefined ? 'add' : 'replace', route));
+    }
+    const { runner } = this.#options;
+    const batch = async (tool: 'ip' | 'bridge', commands: readonly string[]): Promise<void> => {
+      if (commands.length === 0) return;
+      await runner(tool, ['-force', '-batch', '-'], { input: `${commands.join('\n')}\n` }).catch(() => undefined);
+    };
+    await Promise.all([batch('ip', neighbours), batch('bridge', fdb)]);
+    await batch('ip', routes);
   }
 
   #desired(): DesiredHost {
