@@ -137,7 +137,9 @@ describe.skipIf(missing(NEEDS))('vxlan beside the kernel’s device as flannel m
     await until(async () => (await bed.a.ns.ok('bridge', ['fdb', 'show', 'dev', 'flannel.1'])).includes(mac), {
       what: 'the new entry',
     });
-    expect(await bed.a.ns.ok('bridge', ['fdb', 'show', 'dev', 'flannel.1'])).not.toContain(THEIR_MAC);
+    await until(async () => !(await bed.a.ns.ok('bridge', ['fdb', 'show', 'dev', 'flannel.1'])).includes(THEIR_MAC), {
+      what: 'the old entry to go',
+    });
     await peer('b', '10.42.7.0', OUR_MAC, bed.a.underlay);
     await reached();
   });
@@ -157,6 +159,30 @@ describe.skipIf(missing(NEEDS))('vxlan beside the kernel’s device as flannel m
     expect(seen).toMatchObject({ state: 'ignored', reason });
     await bed.removeLease(key);
     await until(async () => (await stateOf('10.42.200.0')) === undefined, { what: 'it to go' });
+  });
+
+  test('a second host with the MAC of another is shown as failed, and follows when the first is gone', async () => {
+    const data = { backendData: { VNI: 1, VtepMAC: '0e:00:00:00:00:42' } };
+    await bed.putLease('10.42.201.0-24', attributes('10.77.0.201', 'vxlan', data));
+    await until(async () => (await stateOf('10.42.201.0'))?.state === 'routed', { what: 'the first' });
+    await bed.putLease('10.42.202.0-24', attributes('10.77.0.202', 'vxlan', data));
+    const failed = await until(
+      async () => {
+        const seen = await stateOf('10.42.202.0');
+        return seen?.state === 'failed' ? seen : undefined;
+      },
+      { what: 'the second to fail' },
+    );
+    expect(failed.reason).toBe(
+      'its VtepMAC 0e:00:00:00:00:42 is also that of 10.77.0.201: two hosts with the same MAC',
+    );
+    expect(await bed.a.ns.ip('route', 'show', '10.42.202.0/24')).toBe('');
+    await bed.removeLease('10.42.201.0-24');
+    await until(async () => (await bed.a.ns.ip('route', 'show', '10.42.202.0/24')) !== '', { what: 'the second' });
+    expect(await bed.a.ns.ok('bridge', ['fdb', 'show', 'dev', 'flannel.1'])).toContain(
+      '0e:00:00:00:00:42 dst 10.77.0.202 self permanent',
+    );
+    await bed.removeLease('10.42.202.0-24');
   });
 
   test('over to user space and back: MAC and lease stay, the peers notice nothing', async () => {

@@ -72,6 +72,8 @@ export class KernelPaths {
   readonly #entries = new Map<string, Entry>();
   /** Faults by prefix text. */
   readonly #faults = new Map<string, string>();
+  /** Prefixes that are not followed because another has their MAC, and why. */
+  #conflicts: ReadonlyMap<string, string> = new Map();
   #base: KernelBase | undefined;
   /** Why the device or its addresses could not be set, from the latest comparison. */
   #baseFault: string | undefined;
@@ -204,6 +206,7 @@ export class KernelPaths {
     const routes: string[] = [];
     for (const [key, before] of changed) {
       const path = this.#entries.get(key)?.path;
+      if (this.#conflicts.has(key)) continue;
       if (path === undefined) {
         if (before !== undefined) routes.push(`route del ${key} dev ${before.route.device} proto ${ROUTE_PROTOCOL}`);
         continue;
@@ -231,7 +234,7 @@ export class KernelPaths {
   #desired(): DesiredHost {
     const { networks, underlay, foreignDevices } = this.#options;
     const base = this.#base ?? {};
-    const paths = [...this.#entries.values()].map(({ path }) => path);
+    const paths = this.#distinctPaths();
     const exclusive = base.exclusive ?? [];
     const isComplete = this.#isComplete;
     const isInside = ({ destination }: KernelRoute): boolean =>
@@ -252,12 +255,37 @@ export class KernelPaths {
     };
   }
 
+  /** An FDB entry leads to one host: of two that say to have the same MAC the first known is followed. */
+  #distinctPaths(): KernelPath[] {
+    const owners = new Map<string, string>();
+    const conflicts = new Map<string, string>();
+    const paths: KernelPath[] = [];
+    for (const [text, { path }] of this.#entries) {
+      const { fdb } = path;
+      const remote = fdb?.remote.toString() ?? '';
+      const owner = fdb === undefined ? undefined : owners.get(`${fdb.device} ${fdb.mac}`);
+      if (fdb !== undefined && owner !== undefined && owner !== remote) {
+        conflicts.set(text, `its VtepMAC ${fdb.mac} is also that of ${owner}: two hosts with the same MAC`);
+        continue;
+      }
+      if (fdb !== undefined) owners.set(`${fdb.device} ${fdb.mac}`, remote);
+      paths.push(path);
+    }
+    const before = this.#conflicts;
+    this.#conflicts = conflicts;
+    for (const [text, { prefix }] of this.#entries) {
+      if (before.get(text) !== conflicts.get(text)) this.#options.onFault?.(prefix, conflicts.get(text));
+    }
+    return paths;
+  }
+
   async #onPass({ made, failed }: Reconciliation): Promise<void> {
     const reasons = new Map(failed.map(({ change, reason }) => [change.key, reason]));
     const isBase = ({ kind, key }: { kind: string; key: string }): boolean =>
       kind === 'link' || kind === 'address' || (this.#base?.routes ?? []).some((route) => key === keyOf(route));
     this.#baseFault = failed.find(({ change }) => isBase(change))?.reason;
     for (const [text, { prefix, path }] of this.#entries) {
+      if (this.#conflicts.has(text)) continue;
       const key = keysOf(path).find((candidate) => reasons.has(candidate));
       const found = key === undefined ? undefined : reasons.get(key);
       const reason = found === undefined ? undefined : (this.#options.explain?.(path, found) ?? found);
