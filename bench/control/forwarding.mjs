@@ -118,8 +118,9 @@ export async function measureAgents({ etcd, place, other, workDir, signal, setti
           timeoutMs: 20_000,
         });
         if (sender !== undefined) {
-          const firstUs = await arrivalSince(listener, lease.atUs - 1_000_000, signal);
-          found.push(Math.max(0, (firstUs - lease.atUs) / 1000));
+          // The listener is as new as the agent: what it hears has passed through both.
+          const firstUs = await arrivalSince(listener, 0, signal);
+          found.push((firstUs - lease.atUs) / 1000);
         } else {
           await fileAppears(agent.subnetFile, agent.daemon, signal);
         }

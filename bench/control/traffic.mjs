@@ -64,6 +64,7 @@ export class Sender {
 
 /** The listening program in a namespace, and what it has heard. */
 export class Listener {
+  static #started = 0;
   #read = 0;
   /** @type {{ number: number, atUs: number }[]} */ arrivals = [];
 
@@ -80,7 +81,7 @@ export class Listener {
     const argv = [process.execPath, PROGRAM, address, String(port), String(offset)];
     const daemon = new Daemon(`listener on ${namespace}`, argv, {
       namespace,
-      logFile: join(directory, `listener-${port}.log`),
+      logFile: join(directory, `listener-${(Listener.#started += 1)}.log`),
     });
     await waitFor('the listener', () => daemon.output().startsWith('ready\n'), { signal, alive: [daemon] });
     return new Listener(daemon);
