@@ -7,6 +7,8 @@ import { missing } from '../support/requires.js';
 
 const lacking = missing(CLUSTER_NEEDS);
 
+afterAll(() => Cluster.disposeAll());
+
 /** The bed that the mixed clusters are tested in, with the original alone: what it shows there is flanneld's. */
 describe.skipIf(lacking)('a cluster of flanneld alone', () => {
   test.each(['vxlan', 'udp'])('%s: pods reach each other, a restart keeps the subnet', async (type) => {

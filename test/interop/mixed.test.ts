@@ -63,6 +63,8 @@ const OURS = (process.env['PODWIRE_INTEROP_OURS'] ?? 'podwire') as Daemon;
 
 const lacking = missing(CLUSTER_NEEDS);
 
+afterAll(() => Cluster.disposeAll());
+
 describe.skipIf(lacking).each<Backend>(BACKENDS)('$name, one flanneld and two podwire hosts', (backend) => {
   const { config, lossless, podwireMtu } = backend;
   let cluster: Cluster;

@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest';
+import { afterAll, describe, expect, test } from 'vitest';
 import { sum } from '../../src/net/checksum.js';
 import { Cluster, CLUSTER_NEEDS, type Daemon, type Pod } from '../support/clusters.js';
 import { capture, type CapturedDatagram } from '../support/clusters-capture.js';
@@ -6,6 +6,8 @@ import { missing } from '../support/requires.js';
 
 /** As in mixed.test.ts. */
 const OURS = (process.env['PODWIRE_INTEROP_OURS'] ?? 'podwire') as Daemon;
+
+afterAll(() => Cluster.disposeAll());
 
 /** Source, destination, TTL and length of the inner packet, whose header must be whole and right. */
 function inner({ payload }: CapturedDatagram): string {

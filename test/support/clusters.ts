@@ -283,6 +283,7 @@ export class Cluster implements AsyncDisposable {
   readonly underlay: NetNs;
   readonly #etcdNs: NetNs;
   readonly #directory: string;
+  static readonly #live: Set<Cluster> = new Set();
 
   private constructor(
     hosts: readonly ClusterHost[],
@@ -313,6 +314,7 @@ export class Cluster implements AsyncDisposable {
     const etcd = new EtcdServer(etcdNs, '10.77.0.250', join(directory, 'etcd'));
     const hosts: ClusterHost[] = [];
     const cluster = new Cluster(hosts, etcd, underlay, etcdNs, directory);
+    Cluster.#live.add(cluster);
     try {
       const started = etcd.start();
       for (let number = 1; number <= count; number += 1) {
@@ -330,6 +332,11 @@ export class Cluster implements AsyncDisposable {
       throw error;
     }
     return cluster;
+  }
+
+  /** For `afterAll`: what is left of tests that ran out of time, whose own disposal never comes. */
+  static async disposeAll(): Promise<void> {
+    for (const cluster of Cluster.#live) await cluster[Symbol.asyncDispose]();
   }
 
   host(number: number): ClusterHost {
@@ -425,6 +432,7 @@ export class Cluster implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    if (!Cluster.#live.delete(this)) return;
     for (const host of this.hosts) await host[Symbol.asyncDispose]();
     await this.etcd.stop('SIGKILL');
     await this.#etcdNs[Symbol.asyncDispose]();
