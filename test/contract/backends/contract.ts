@@ -54,8 +54,8 @@ export function backendContract(row: BackendRow): void {
       const file = await bed.subnet(bed.a);
       expect(Number(file['MTU'])).toBe(row.mtu);
       for (const name of families) expect(file[name]).toMatch(/1\/(24|64)$/);
-      const mark = stack === 'ipv6' ? `"PublicIPv6":"${bed.a.underlay6}"` : `"PublicIP":"${bed.a.underlay}"`;
-      const own = Object.values(await bed.leases()).find((text) => text.includes(mark));
+      const marks = [`"PublicIP":"${bed.a.underlay}"`, `"PublicIPv6":"${bed.a.underlay6}"`];
+      const own = Object.values(await bed.leases()).find((text) => marks.some((mark) => text.includes(mark)));
       const value = JSON.parse(own ?? '{}') as Record<string, unknown>;
       expect(value).toEqual({
         PublicIP: address4(),
