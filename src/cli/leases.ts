@@ -127,7 +127,7 @@ function configCommand(): Command {
         for (const line of judgeConfig(text, await admin.list(), new Date())) warn(`warning: ${line}`);
         if (options.check) return say(`the config is valid; nothing was written to ${store.description}`);
         await admin.writeConfig(text);
-        say(`written to ${store.description}; agents follow changes of the networks when they restart`);
+        say(`written to ${store.description}; running agents follow within a minute`);
       }),
   );
 }
