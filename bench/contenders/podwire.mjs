@@ -74,7 +74,8 @@ function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions, b
       const argv = [...own, process.execPath, ...nodeOptions, CLI, 'agent', '--store', `dir:${store}`];
       argv.push('--iface', host.device, '--public-ip', host.address, '--device', 'flannel0');
       argv.push('--subnet-file', subnetFile, '--control-socket', join(directory, 'agent.sock'));
-      argv.push('--state-dir', join(directory, 'state'), ...agentOptions);
+      // No contender has firewall rules: what they cost is the kernel's.
+      argv.push('--state-dir', join(directory, 'state'), '--firewall', 'none', ...agentOptions);
       daemons.push(
         new Daemon(`podwire agent on ${host.netns}`, argv, {
           namespace: host.netns,

@@ -303,6 +303,7 @@ function overlayOptions(
     leaseTtlMs: config.leaseTtlMs,
     ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),
     ...(config.vxlanMode === undefined ? {} : { vxlanMode: config.vxlanMode }),
+    ...(config.port === undefined ? {} : { port: config.port }),
     ...(config.txQueueLength === undefined ? {} : { txQueueLength: config.txQueueLength }),
     // As flanneld: whoever writes the config may come later. A directory is at hand and mended at once.
     waitForConfig: config.store.kind === 'etcd',

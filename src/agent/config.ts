@@ -34,6 +34,8 @@ export interface AgentConfig {
   readonly txQueueLength?: number;
   /** Absent: as the network config says. */
   readonly vxlanMode?: 'auto' | 'user' | 'kernel';
+  /** UDP port of this host's tunnel, where it is not the network's. */
+  readonly port?: number;
   readonly dataplane: Pick<
     DataplaneOptions,
     'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'peerProbes'
@@ -95,6 +97,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     leaseTtlMs,
     ...(margin === undefined ? {} : { renewMarginMs: margin }),
     releaseOnExit: read.bool('release-on-exit'),
+    ...(read.isSet('port') ? { port: read.int('port', 1, 65_535) } : {}),
     ...(read.isSet('vxlan-mode') ? { vxlanMode: read.choice('vxlan-mode', ['auto', 'user', 'kernel']) } : {}),
     ...(read.isSet('tx-queue-length') ? { txQueueLength: read.int('tx-queue-length', 1, 1_000_000) } : {}),
     dataplane: readDataplane(read),

@@ -111,6 +111,7 @@ export const FLAGS: readonly Flag[] = [
   ]),
   ...rows('own', 'engine', [
     ['device', 'text', 'name', 'TUN device, %d is a free number', 'flannel%d'],
+    ['port', 'text', 'port', "UDP port of this host, where it is not the network's (podwire peers only)"],
     ['vxlan-mode', 'text', 'auto|user|kernel', "who carries vxlan packets (default: the config's Mode, auto)"],
     ['tx-queue-length', 'text', 'packets', 'queue of the TUN device (default: 2000)'],
     ['workers', 'text', 'auto|N', 'worker threads, one TUN queue and socket each', 'auto'],

@@ -60,6 +60,8 @@ export interface OverlayOptions {
   readonly dataplane?: DataplaneChoices;
   /** Overrules the network config's `Mode` of the vxlan backend: who carries the packets. */
   readonly vxlanMode?: VxlanMode;
+  /** UDP port of this host's tunnel where the network's cannot be had; the lease tells it to podwire peers. */
+  readonly port?: number;
   readonly logger?: Logger;
   /** Gives up a start that has not finished; no effect afterwards. */
   readonly signal?: AbortSignal;
@@ -175,6 +177,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       guard,
       onRouteFault,
       ...(options.vxlanMode === undefined ? {} : { vxlanMode: options.vxlanMode }),
+      ...(options.port === undefined ? {} : { port: options.port }),
       ...(state === undefined ? {} : { state }),
       ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
       ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),

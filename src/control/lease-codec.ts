@@ -35,7 +35,16 @@ export const MAX_VALUE_BYTES = 64 * 1024;
 const MAX_OWNER_CHARS = 256;
 /** Unknown fields beyond this are dropped when a lease is written again. */
 const MAX_UNKNOWN_CHARS = 4096;
-const KNOWN = new Set(['publicip', 'publicipv6', 'backendtype', 'backenddata', 'backendv6data', 'expiration', 'owner']);
+const KNOWN = new Set([
+  'publicip',
+  'publicipv6',
+  'backendtype',
+  'backenddata',
+  'backendv6data',
+  'port',
+  'expiration',
+  'owner',
+]);
 const RFC3339 = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)$/;
 
 /** The value to store; without `extra` exactly what flanneld writes. */
@@ -54,6 +63,7 @@ export function encodeLease(
   if (attributes.backendType !== '') fields.push(['BackendType', attributes.backendType]);
   if (attributes.backendData !== undefined) fields.push(['BackendData', attributes.backendData]);
   if (attributes.backendV6Data !== undefined) fields.push(['BackendV6Data', attributes.backendV6Data]);
+  if (attributes.port !== undefined) fields.push(['Port', attributes.port]);
   if (extra.expiresAt !== undefined) fields.push(['Expiration', extra.expiresAt.toISOString()]);
   if (extra.owner !== undefined) fields.push(['Owner', extra.owner]);
   const texts = fields.map(([name, value]) => `"${name}":${goJson(value)}`);
@@ -80,6 +90,7 @@ export function decodeLease(text: string): StoredLease {
   if (owner !== undefined && (owner === '' || owner.length > MAX_OWNER_CHARS)) {
     throw corrupt(`Owner must have 1 to ${MAX_OWNER_CHARS} characters`);
   }
+  const port = udpPort(object.lastValue('Port'));
   const unknown = object.lastFields().filter(({ key }) => !KNOWN.has(key.toLowerCase()));
   return {
     attributes: {
@@ -88,6 +99,7 @@ export function decodeLease(text: string): StoredLease {
       backendType: string(object.lastValue('BackendType'), 'BackendType') ?? '',
       ...(backendData !== undefined && { backendData }),
       ...(backendV6Data !== undefined && { backendV6Data }),
+      ...(port !== undefined && { port }),
     },
     ...(expiresAt && { expiresAt }),
     ...(owner !== undefined && { owner }),
@@ -141,6 +153,13 @@ function expiration(field: JsonField | undefined): Date | undefined {
     throw corrupt(`Expiration must be a time like 2026-01-02T03:04:05.000Z, it is ${describeJson(text)}`);
   }
   return new Date(ms);
+}
+
+function udpPort(field: JsonField | undefined): number | undefined {
+  if (field === undefined) return undefined;
+  const { value } = field;
+  if (typeof value === 'number' && Number.isInteger(value) && value >= 1 && value <= 65_535) return value;
+  throw corrupt(`Port must be a UDP port from 1 to 65535, it is ${describeJson(value)}`);
 }
 
 function corrupt(what: string, cause?: unknown): PodwireError {

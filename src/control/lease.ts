@@ -19,6 +19,8 @@ export interface LeaseAttributes {
   /** What the backend's peers need, as JSON values (vxlan: VNI and VtepMAC). */
   readonly backendData?: unknown;
   readonly backendV6Data?: unknown;
+  /** UDP port of this host's tunnel where it is not the network's. podwire's own: flanneld's peers do not see it. */
+  readonly port?: number;
 }
 
 export interface Lease {

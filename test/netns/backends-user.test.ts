@@ -58,5 +58,17 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'bridge', 'pin
       lease: { BackendType: 'ipip' },
       survives: true,
     });
+    for (const [type, mtu, mode] of [
+      ['udp', 1472, {}],
+      ['vxlan', 1450, { Mode: 'user' }],
+    ] as const) {
+      backendContract({
+        name: `${type} on a port of its own, told by the lease`,
+        backend: { Type: type, ...mode },
+        mtu,
+        lease: { ...(type === 'vxlan' ? { BackendType: 'vxlan', BackendData: vtep } : {}), Port: 18_472 },
+        flags: ['--port=18472'],
+      });
+    }
   },
 );

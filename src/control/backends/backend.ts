@@ -33,6 +33,8 @@ export interface BackendOptions {
   readonly state?: string;
   /** Overrules the network config's `Mode` of the vxlan backend. */
   readonly vxlanMode?: VxlanMode;
+  /** UDP port of this host's tunnel, where it is not the network's (udp, and vxlan in user space). */
+  readonly port?: number;
   readonly runner: Runner;
   readonly logger: Logger;
   /**

@@ -38,6 +38,8 @@ export class UdpBackend implements Backend {
   readonly type = 'udp';
   readonly dataplane: Dataplane;
   readonly port: number;
+  /** Of the hosts whose leases name none. */
+  readonly #networkPort: number;
   readonly #options: BackendOptions;
   /** Family of the underlay addresses in use. */
   readonly #outer: Family;
@@ -50,14 +52,14 @@ export class UdpBackend implements Backend {
   private constructor(
     options: BackendOptions,
     dataplane: Dataplane,
-    port: number,
-    outer: Family,
+    { port, networkPort, outer }: { readonly port: number; readonly networkPort: number; readonly outer: Family },
     own: readonly Address[],
   ) {
     this.#options = options;
     this.#outer = outer;
     this.dataplane = dataplane;
     this.port = port;
+    this.#networkPort = networkPort;
     this.#networks = networksOf(options.network);
     this.#ownAddresses = own;
   }
@@ -71,7 +73,8 @@ export class UdpBackend implements Backend {
   static async open(options: BackendOptions): Promise<UdpBackend> {
     if (options.openDataplane === undefined) await checkTun();
     const { network, underlay, runner, logger } = options;
-    const port = portOf(network);
+    const networkPort = portOf(network);
+    const port = options.port ?? networkPort;
     const outer = hasIpv6Underlay(network) ? 6 : 4;
     const bind = outer === 6 ? underlay.address6 : underlay.address;
     if (bind === undefined) {
@@ -101,7 +104,7 @@ export class UdpBackend implements Backend {
       await removeRoutes(runner, stale);
       for (const route of stale)
         logger.info({ route: describeRoute(route) }, 'removed a route that an earlier agent left');
-      return new UdpBackend(options, dataplane, port, outer, own);
+      return new UdpBackend(options, dataplane, { port, networkPort, outer }, own);
     } catch (error) {
       await dataplane.close();
       throw error;
@@ -110,7 +113,11 @@ export class UdpBackend implements Backend {
 
   /** What peers need to know of us; udp leases name no backend type, as flanneld's. */
   get attributes(): LeaseAttributes {
-    return { ...ownPublicAddresses(this.#options.underlay), backendType: '' };
+    return {
+      ...ownPublicAddresses(this.#options.underlay),
+      backendType: '',
+      ...(this.port === this.#networkPort ? {} : { port: this.port }),
+    };
   }
 
   /** This host's underlay addresses, which no other host's lease may name. */
@@ -183,9 +190,9 @@ export class UdpBackend implements Backend {
   }
 
   setRoute(prefix: Prefix, lease: Lease): void {
-    const { publicIp, publicIpv6 } = lease.attributes;
+    const { publicIp, publicIpv6, port = this.#networkPort } = lease.attributes;
     const address = this.#outer === 6 && publicIpv6 !== undefined ? publicIpv6 : publicIp;
-    this.dataplane.routes.set(prefix, { address, port: this.port });
+    this.dataplane.routes.set(prefix, { address, port });
   }
 
   removeRoute(prefix: Prefix): boolean {

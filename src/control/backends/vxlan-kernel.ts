@@ -101,6 +101,12 @@ function fits(entry: unknown, { family, local }: VxlanLeg, config: VxlanConfig, 
 
 /** @throws {PodwireError} `UNSUPPORTED` (no vxlan in the kernel), and as {@link KernelBackend.open}. */
 export async function openKernelVxlan(options: BackendOptions, config: VxlanConfig): Promise<KernelBackend> {
+  if (options.port !== undefined && options.port !== config.port) {
+    throw new PodwireError(
+      'UNSUPPORTED',
+      `UDP port ${options.port} for this host alone needs vxlan in user space: add --vxlan-mode user, or leave the port out`,
+    );
+  }
   const { runner, logger, underlay, state } = options;
   const legs = vxlanLegs(options, config);
   const macs = new Map<Family, MacAddress>();
@@ -185,7 +191,10 @@ class VxlanCarrier implements Carrier {
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
-    return vxlanRefusal(lease, prefix, this.#config, this.#macs);
+    const { port = this.#config.port } = lease.attributes;
+    return port === this.#config.port
+      ? vxlanRefusal(lease, prefix, this.#config, this.#macs)
+      : `it listens on UDP port ${port}, and the kernel's device sends to ${this.#config.port} only: use --vxlan-mode user`;
   }
 
   explain({ route }: KernelPath, reason: string): string {

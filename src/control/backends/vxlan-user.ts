@@ -70,7 +70,8 @@ export class UserVxlanBackend implements Backend {
     this.#hostAddresses = host.own;
     this.#networks = networksOf(network);
     this.#macs = new Map(legs.map(({ family, mac }) => [family, mac]));
-    this.attributes = vxlanAttributes(underlay, config, this.#macs);
+    const port = options.port === config.port ? undefined : options.port;
+    this.attributes = { ...vxlanAttributes(underlay, config, this.#macs), ...(port === undefined ? {} : { port }) };
     this.mtu = podMtu(legs);
     this.closed = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.closed.catch(() => undefined);
@@ -263,7 +264,7 @@ export class UserVxlanBackend implements Backend {
   #program(prefix: Prefix, lease: Lease): void {
     this.#leg(prefix)?.dataplane?.routes.set(prefix, {
       address: peerAddress(prefix, lease)!,
-      port: this.#config.port,
+      port: lease.attributes.port ?? this.#config.port,
       vtepMac: peerVtep(lease, prefix, this.#config.vni).toString(),
     });
   }
@@ -284,7 +285,7 @@ export class UserVxlanBackend implements Backend {
       const plane = await open({
         ...dataplane,
         device,
-        bind: { address: local, port: this.#config.port },
+        bind: { address: local, port: this.#options.port ?? this.#config.port },
         encapsulation: { type: 'vxlan', vni: this.#config.vni, vtepMac: mac },
         local: [],
         ownAddresses: this.#hostAddresses,

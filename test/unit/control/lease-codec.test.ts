@@ -25,6 +25,11 @@ describe('stored value', () => {
         '"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}',
     ],
     [
+      'udp on a port of its own (not flannel)',
+      attributesOf('1.2.3.4', { port: 9000 }),
+      '{"PublicIP":"1.2.3.4","PublicIPv6":null,"Port":9000}',
+    ],
+    [
       'host-gw',
       attributesOf('192.168.64.3', { backendType: 'host-gw' }),
       '{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}',
@@ -112,4 +117,8 @@ describe('fields that podwire does not know', () => {
     const { attributes, unknown } = decodeLease(`{"PublicIP":"1.2.3.4","publicipv6":null,"Big":"${'x'.repeat(5000)}"}`);
     expect(encodeLease(attributes, { unknown })).toBe('{"PublicIP":"1.2.3.4","PublicIPv6":null}');
   });
+});
+
+it.each(['0', '65536', '8285.5', '"8285"', '[1]'])('a port that is none makes the value unreadable: %s', (port) => {
+  expect(() => decodeLease(`{"PublicIP":"1.2.3.4","Port":${port}}`)).toThrow(/Port must be a UDP port from 1 to 65535/);
 });
