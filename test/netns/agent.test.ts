@@ -140,7 +140,8 @@ describe.skipIf(missing(AGENT_NEEDS))('podwire agent on two hosts', () => {
     expect((await statusOf(a)).store).toMatchObject({ ok: false, tableOf: expect.any(String) });
     expect(linesOf(second, 'warn')).toContainEqual(expect.stringMatching(/^starting without the store .*, 1 leases$/));
     await rename(`${bed.store}.away`, bed.store);
-    await until(async () => (await statusOf(a)).lease.held, { what: 'the lease to be confirmed' });
+    // The lease and the others' leases come back each for itself.
+    await until(async () => (await statusOf(a)).lease.held && (await statusOf(a)).store.ok, { what: 'the store' });
     expect((await statusOf(a)).store).toEqual({
       description: expect.any(String),
       ok: true,
