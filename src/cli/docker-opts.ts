@@ -3,7 +3,7 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { messageOf, PodwireError } from '../errors.js';
 import { formatDockerOptions } from '../host/docker-options.js';
-import { writeFileAtomically } from '../host/subnet-env.js';
+import { replaceFile } from '../host/replace-file.js';
 import { UsageError } from './usage.js';
 
 interface DockerOptions {
@@ -64,7 +64,7 @@ async function write(path: string, text: string): Promise<void> {
   try {
     // A device such as /dev/stdout cannot be replaced by a new file.
     if (path.startsWith('/dev/')) await writeFile(path, text);
-    else await writeFileAtomically(path, text);
+    else await replaceFile(path, text, 0o644);
   } catch (error) {
     throw new PodwireError('SYSTEM', `cannot write ${path}: ${messageOf(error)}; see -d`, { cause: error });
   }

@@ -11,10 +11,10 @@
  * ```
  * It is replaced in one step, and a file that is damaged in any way counts as none.
  */
-import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, open, rename, rm } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { createHash } from 'node:crypto';
+import { open } from 'node:fs/promises';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
+import { replaceFile } from '../host/replace-file.js';
 import { decodeLease, encodeLease } from './lease-codec.js';
 import { leaseKey, parseLeaseKey } from './lease-key.js';
 import type { Lease } from './lease.js';
@@ -73,38 +73,30 @@ export async function readLeaseTable(path: string): Promise<LeaseTable | undefin
  */
 export async function writeLeaseTable(path: string, table: LeaseTable): Promise<void> {
   const body = encode(table);
-  const temporary = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`;
   try {
-    await mkdir(dirname(path), { recursive: true, mode: 0o755 });
-    const file = await open(temporary, 'wx', 0o600);
-    try {
-      await file.writeFile(`${MAGIC} ${checksum(body)}\n${body}\n`);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(temporary, path);
+    await replaceFile(path, `${MAGIC} ${checksum(body)}\n${body}\n`, 0o600);
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => undefined);
     throw fileError('write', path, error);
   }
 }
 
 type Entry = readonly [key: string, value: unknown];
 
+/** As text all along: what {@link encodeLease} writes is JSON already. */
 function encode(table: LeaseTable): string {
-  return JSON.stringify({
-    store: table.store,
-    savedAt: table.savedAt.toISOString(),
-    config: JSON.parse(formatNetworkConfig(table.config)) as unknown,
-    ...(table.own === undefined ? {} : { own: entryOf(table.own) }),
-    leases: table.leases.map(entryOf),
-  });
+  const fields = [
+    `"store":${JSON.stringify(table.store)}`,
+    `"savedAt":"${table.savedAt.toISOString()}"`,
+    `"config":${formatNetworkConfig(table.config)}`,
+    ...(table.own === undefined ? [] : [`"own":${entryOf(table.own)}`]),
+    `"leases":[${table.leases.map(entryOf).join(',')}]`,
+  ];
+  return `{${fields.join(',')}}`;
 }
 
-function entryOf(lease: Lease): Entry {
+function entryOf(lease: Lease): string {
   const { expiresAt, owner } = lease;
-  return [leaseKey(lease), JSON.parse(encodeLease(lease.attributes, { expiresAt, owner })) as unknown];
+  return `[${JSON.stringify(leaseKey(lease))},${encodeLease(lease.attributes, { expiresAt, owner })}]`;
 }
 
 function decode(body: string): LeaseTable {

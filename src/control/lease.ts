@@ -138,6 +138,12 @@ export function sameSubnets(a: Pick<Lease, 'subnet' | 'subnet6'>, b: Pick<Lease,
   return a.subnet6 && b.subnet6 ? a.subnet6.equals(b.subnet6) : a.subnet6 === b.subnet6;
 }
 
+/** The subnets of `from` that `to` has not. */
+export function departing(from: Pick<Lease, 'subnet' | 'subnet6'>, to: Pick<Lease, 'subnet' | 'subnet6'>): Prefix[] {
+  const after = subnetsOf(to);
+  return subnetsOf(from).filter((old) => !after.some((subnet) => subnet.equals(old)));
+}
+
 export function overlap(a: Pick<Lease, 'subnet' | 'subnet6'>, b: Pick<Lease, 'subnet' | 'subnet6'>): boolean {
   return subnetsOf(a).some((mine) => subnetsOf(b).some((theirs) => mine.overlaps(theirs)));
 }

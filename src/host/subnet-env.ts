@@ -2,11 +2,10 @@
  * `subnet.env`: flannel's file for the CNI plugin and for Docker (contract 7), exact bytes, written atomically; and
  * its reader, which finds the subnet that this host had before.
  */
-import { randomBytes } from 'node:crypto';
-import { chmod, mkdir, open, readFile, rename, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
 import { Prefix } from '../net/prefix.js';
+import { replaceFile, tryReplacing } from './replace-file.js';
 
 export interface SubnetEnv {
   readonly network?: Prefix;
@@ -46,30 +45,9 @@ export function formatSubnetEnv(env: SubnetEnv): string {
  */
 export async function writeSubnetEnv(path: string, env: SubnetEnv): Promise<void> {
   try {
-    await writeFileAtomically(path, formatSubnetEnv(env));
+    await replaceFile(path, formatSubnetEnv(env), 0o644);
   } catch (error) {
     throw fileError('write', path, error);
-  }
-}
-
-/** As {@link writeSubnetEnv} for any text. @throws the system's error. */
-export async function writeFileAtomically(path: string, text: string): Promise<void> {
-  const directory = dirname(path);
-  const temporary = join(directory, `.subnet.env.${process.pid}.${randomBytes(4).toString('hex')}`);
-  try {
-    await ensureDirectory(directory);
-    const file = await open(temporary, 'wx', 0o644);
-    try {
-      await file.chmod(0o644);
-      await file.writeFile(text);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(temporary, path);
-  } catch (error) {
-    await rm(temporary, { force: true }).catch(() => undefined);
-    throw error;
   }
 }
 
@@ -80,19 +58,11 @@ export async function writeFileAtomically(path: string, text: string): Promise<v
  * @throws {PodwireError} `SYSTEM`.
  */
 export async function checkSubnetEnvWritable(path: string): Promise<void> {
-  const probe = join(dirname(path), `.subnet.env.${process.pid}.${randomBytes(4).toString('hex')}`);
   try {
-    await ensureDirectory(dirname(path));
-    await (await open(probe, 'wx', 0o600)).close();
-    await rm(probe);
+    await tryReplacing(path);
   } catch (error) {
     throw fileError('write', path, error);
   }
-}
-
-async function ensureDirectory(directory: string): Promise<void> {
-  // mkdir answers with the first directory that it made: only then is the mode ours to set.
-  if ((await mkdir(directory, { recursive: true, mode: 0o755 })) !== undefined) await chmod(directory, 0o755);
 }
 
 /** Whether the file has exactly these bytes. */

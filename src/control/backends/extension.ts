@@ -18,7 +18,7 @@ import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { backendOption, type NetworkConfig, networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
 import { type CommandLine, fillCommandLine, parseCommandLine } from './command-line.js';
-import { ownPublicAddresses, peerAddress } from './underlay.js';
+import { otherType, ownPublicAddresses, peerAddress, withoutAddress } from './underlay.js';
 
 const COMMANDS = {
   PreStartupCommand: [],
@@ -112,14 +112,13 @@ export class ExtensionBackend implements Backend {
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
-    const { backendType, backendData } = lease.attributes;
-    if (backendType.toLowerCase() !== this.type) return `its backend is ${backendType || 'udp'}, ours is extension`;
+    const { backendData } = lease.attributes;
+    const other = otherType(lease, this.type);
+    if (other !== undefined) return other;
     if (backendData !== undefined && typeof backendData !== 'string') {
       return `its BackendData is ${describeJson(backendData)}, not a string`;
     }
-    return peerAddress(prefix, lease) === undefined
-      ? `it names no IPv${prefix.family} address for ${prefix.toString()}`
-      : undefined;
+    return withoutAddress(lease, prefix);
   }
 
   setRoute(prefix: Prefix, lease: Lease): void {

@@ -8,12 +8,12 @@ import { listOwnAddresses, listTunDevices } from '../../host/overlay-link.js';
 import { listRoutes, reviewRoutes } from '../../host/routes.js';
 import { checkTun, ensureSwitch } from '../../host/system.js';
 import type { Address, Prefix } from '../../net/prefix.js';
-import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
+import { departing, type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
-import { baseAddresses, DirectWays, requireGuard } from './kernel-backend.js';
+import { baseAddresses, chooseWays, requireGuard } from './kernel-backend.js';
 import { type KernelBase, KernelPaths } from './kernel-paths.js';
-import { ownPublicAddresses, peerAddress, refuseLoop } from './underlay.js';
+import { otherType, ownPublicAddresses, peerAddress, refuseLoop } from './underlay.js';
 
 export interface UserIpipOptions {
   /** Name of the TUN. */
@@ -57,7 +57,7 @@ export class UserIpipBackend implements Backend {
       underlay: options.underlay.name,
       foreignDevices: host.tunDevices,
       ...(options.onRouteFault === undefined ? {} : { onFault: options.onRouteFault }),
-      ...(ipip.directRouting ? { prepare: () => this.#chooseWays() } : {}),
+      ...(ipip.directRouting ? { prepare: () => chooseWays(options, this.#wanted.values(), this.#paths) } : {}),
     });
   }
 
@@ -126,11 +126,10 @@ export class UserIpipBackend implements Backend {
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
-    const [before, after] = [subnetsOf(from), subnetsOf(to)];
-    this.#setLocal([...before.filter((old) => !after.some((subnet) => subnet.equals(old))), ...after]);
+    this.#setLocal([...departing(from, to), ...subnetsOf(to)]);
     await this.#paths.setBase(this.#base([to, from]));
     await publish();
-    this.#setLocal(after);
+    this.#setLocal(subnetsOf(to));
     await this.#paths.setBase(this.#base([to]));
   }
 
@@ -143,8 +142,8 @@ export class UserIpipBackend implements Backend {
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
-    const { backendType } = lease.attributes;
-    if (backendType.toLowerCase() !== this.type) return `its backend is ${backendType || 'udp'}, ours is ${this.type}`;
+    const other = otherType(lease, this.type);
+    if (other !== undefined) return other;
     return peerAddress(prefix, lease)?.family === 4 ? undefined : `it names no IPv4 address for ${prefix.toString()}`;
   }
 
@@ -193,14 +192,5 @@ export class UserIpipBackend implements Backend {
       routes: this.#networks.map((destination) => ({ destination, device })),
       exclusive: [device],
     };
-  }
-
-  async #chooseWays(): Promise<void> {
-    const ways = await DirectWays.read(this.#options.runner, this.#options.underlay.name, this.#networks);
-    for (const { prefix, lease } of this.#wanted.values()) {
-      const path = ways.path(prefix, lease);
-      if (path === undefined) this.#paths.delete(prefix);
-      else this.#paths.set(prefix, path);
-    }
   }
 }

@@ -12,7 +12,7 @@ import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
 import { type KernelBase, type KernelPath, KernelPaths } from './kernel-paths.js';
-import { peerAddress, refuseLoop } from './underlay.js';
+import { otherType, peerAddress, refuseLoop, withoutAddress } from './underlay.js';
 
 /** One way in which the kernel carries packets. */
 export interface Carrier {
@@ -71,7 +71,9 @@ export class KernelBackend implements Backend {
         ? {}
         : { explain: (path, reason) => carrier.explain?.(path, reason) ?? reason }),
       ...(carrier.onDeviceMade === undefined ? {} : { onDeviceMade: async () => await carrier.onDeviceMade?.() }),
-      ...(carrier.directRouting ? { prepare: () => this.#chooseWays() } : {}),
+      ...(carrier.directRouting
+        ? { prepare: () => chooseWays(options, this.#wanted.values(), this.#paths, carrier.path.bind(carrier)) }
+        : {}),
     });
   }
 
@@ -153,11 +155,7 @@ export class KernelBackend implements Backend {
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
-    const { backendType } = lease.attributes;
-    if (backendType.toLowerCase() !== this.type) return `its backend is ${backendType || 'udp'}, ours is ${this.type}`;
-    return peerAddress(prefix, lease) === undefined
-      ? `it names no IPv${prefix.family} address for ${prefix.toString()}`
-      : this.#carrier.refusal(lease, prefix);
+    return otherType(lease, this.type) ?? withoutAddress(lease, prefix) ?? this.#carrier.refusal(lease, prefix);
   }
 
   setRoute(prefix: Prefix, lease: Lease): void {
@@ -214,14 +212,6 @@ export class KernelBackend implements Backend {
     }
     this.#settleClosed();
   }
-
-  async #chooseWays(): Promise<void> {
-    const { runner, underlay } = this.#options;
-    const ways = await DirectWays.read(runner, underlay.name, networksOf(this.#options.network));
-    for (const { prefix, lease } of this.#wanted.values()) {
-      this.#paths.set(prefix, ways.path(prefix, lease) ?? this.#carrier.path(prefix, lease));
-    }
-  }
 }
 
 /** Which peers are on the underlay device's own link, by the host's main routing table. */
@@ -264,6 +254,26 @@ export class DirectWays {
     const gateway = peerAddress(prefix, lease);
     if (gateway === undefined || gateway.family !== prefix.family || !this.isDirect(gateway)) return undefined;
     return { route: { destination: prefix, device: this.#device, gateway } };
+  }
+}
+
+/**
+ * Sets the paths of all wanted prefixes: direct where the peer is on the underlay's own link, else `tunnelled`, or none
+ * where the tunnel has one route for all.
+ *
+ * @throws {PodwireError} `COMMAND_FAILED`.
+ */
+export async function chooseWays(
+  { runner, underlay, network }: BackendOptions,
+  wanted: Iterable<{ readonly prefix: Prefix; readonly lease: Lease }>,
+  paths: KernelPaths,
+  tunnelled?: Carrier['path'],
+): Promise<void> {
+  const ways = await DirectWays.read(runner, underlay.name, networksOf(network));
+  for (const { prefix, lease } of wanted) {
+    const path = ways.path(prefix, lease) ?? tunnelled?.(prefix, lease);
+    if (path === undefined) paths.delete(prefix);
+    else paths.set(prefix, path);
   }
 }
 

@@ -21,7 +21,7 @@ import {
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
 import { checkTun } from '../../host/system.js';
 import type { Address, Family, Prefix } from '../../net/prefix.js';
-import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
+import { departing, type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { backendOption, type NetworkConfig, networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
 import { hasIpv6Underlay, ownPublicAddresses, refuseLoop } from './underlay.js';
@@ -162,8 +162,8 @@ export class UdpBackend implements Backend {
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
     const { runner } = this.#options;
-    const [before, after] = [subnetsOf(from), subnetsOf(to)];
-    const gone = before.filter((old) => !after.some((subnet) => subnet.equals(old)));
+    const after = subnetsOf(to);
+    const gone = departing(from, to);
     this.#subnets = [...gone, ...after];
     this.dataplane.setLocal(this.#subnets, this.#ownAddresses);
     await addSubnets(runner, this.device, after);

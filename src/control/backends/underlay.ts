@@ -34,6 +34,18 @@ export function ownPublicAddresses(underlay: SelectedInterface): Pick<LeaseAttri
   return { publicIp: publicIp ?? Address.fromUint32(0), ...(publicIpv6 === undefined ? {} : { publicIpv6 }) };
 }
 
+/** Why a lease of another backend type is not followed; undefined for one of `type`. */
+export function otherType(lease: Lease, type: string): string | undefined {
+  const { backendType } = lease.attributes;
+  return backendType.toLowerCase() === type ? undefined : `its backend is ${backendType || 'udp'}, ours is ${type}`;
+}
+
+/** Why no packet for `prefix` can go to the host of `lease`: it names no address for it. */
+export function withoutAddress(lease: Lease, prefix: Prefix): string | undefined {
+  if (peerAddress(prefix, lease) !== undefined) return undefined;
+  return `it names no IPv${prefix.family} address for ${prefix.toString()}`;
+}
+
 /**
  * Families of the addresses that this host must have on its underlay.
  *

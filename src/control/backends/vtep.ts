@@ -4,11 +4,11 @@
  * from the host's identity, which is the same after every reboot and needs no file.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import type { Logger } from '../../dataplane/logger.js';
 import { errnoOf, messageOf } from '../../errors.js';
 import { hostIdentity } from '../../host/identity.js';
+import { replaceFile } from '../../host/replace-file.js';
 import { type Address, type Family, MacAddress } from '../../net/prefix.js';
 
 export interface VtepIdentity {
@@ -57,13 +57,9 @@ async function readMac(file: string, logger: Logger): Promise<MacAddress | undef
 }
 
 async function keepMac(file: string, mac: MacAddress, logger: Logger): Promise<void> {
-  const temporary = `${file}.${process.pid}`;
   try {
-    await mkdir(dirname(file), { recursive: true, mode: 0o755 });
-    await writeFile(temporary, `${mac.toString()}\n`, { mode: 0o644 });
-    await rename(temporary, file);
+    await replaceFile(file, `${mac.toString()}\n`, 0o644);
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => undefined);
     logger.warn(
       { file },
       `the VtepMAC ${mac.toString()} cannot be kept, after a reboot it will be another: ${messageOf(error)}`,

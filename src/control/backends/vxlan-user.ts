@@ -14,12 +14,12 @@ import { listRoutes, reviewRoutes } from '../../host/routes.js';
 import { checkTun, ensureSwitch } from '../../host/system.js';
 import { overheadOf } from '../../net/mtu.js';
 import type { Address, Family, MacAddress, Prefix } from '../../net/prefix.js';
-import { type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
+import { departing, type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
-import { baseAddresses, DirectWays, requireGuard } from './kernel-backend.js';
+import { baseAddresses, chooseWays, requireGuard } from './kernel-backend.js';
 import { type KernelBase, KernelPaths } from './kernel-paths.js';
-import { peerAddress, refuseLoop } from './underlay.js';
+import { otherType, peerAddress, refuseLoop, withoutAddress } from './underlay.js';
 import { vtepMac } from './vtep.js';
 import { peerVtep, type VxlanConfig } from './vxlan-config.js';
 import {
@@ -84,7 +84,7 @@ export class UserVxlanBackend implements Backend {
       underlay: underlay.name,
       foreignDevices: host.tunDevices,
       ...(options.onRouteFault === undefined ? {} : { onFault: options.onRouteFault }),
-      ...(config.directRouting ? { prepare: () => this.#chooseWays() } : {}),
+      ...(config.directRouting ? { prepare: () => chooseWays(options, this.#wanted.values(), this.#paths) } : {}),
     });
   }
 
@@ -182,20 +182,19 @@ export class UserVxlanBackend implements Backend {
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
-    const [before, after] = [subnetsOf(from), subnetsOf(to)];
-    this.#setLocal([...before.filter((old) => !after.some((subnet) => subnet.equals(old))), ...after]);
+    this.#setLocal([...departing(from, to), ...subnetsOf(to)]);
     await this.#paths.setBase(this.#base([to, from]));
     await publish();
-    this.#setLocal(after);
+    this.#setLocal(subnetsOf(to));
     await this.#paths.setBase(this.#base([to]));
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
-    const { backendType } = lease.attributes;
-    if (backendType.toLowerCase() !== this.type) return `its backend is ${backendType || 'udp'}, ours is vxlan`;
-    return peerAddress(prefix, lease) === undefined
-      ? `it names no IPv${prefix.family} address for ${prefix.toString()}`
-      : vxlanRefusal(lease, prefix, this.#config, this.#macs);
+    return (
+      otherType(lease, this.type) ??
+      withoutAddress(lease, prefix) ??
+      vxlanRefusal(lease, prefix, this.#config, this.#macs)
+    );
   }
 
   setRoute(prefix: Prefix, lease: Lease): void {
@@ -327,14 +326,5 @@ export class UserVxlanBackend implements Backend {
       routes: this.#networks.map((destination) => ({ destination, device: this.#leg(destination)!.device })),
       exclusive: this.#legs.map(({ device }) => device),
     };
-  }
-
-  async #chooseWays(): Promise<void> {
-    const ways = await DirectWays.read(this.#options.runner, this.#options.underlay.name, this.#networks);
-    for (const { prefix, lease } of this.#wanted.values()) {
-      const path = ways.path(prefix, lease);
-      if (path === undefined) this.#paths.delete(prefix);
-      else this.#paths.set(prefix, path);
-    }
   }
 }

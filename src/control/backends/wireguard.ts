@@ -21,7 +21,7 @@ import { networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
 import { baseAddresses, requireGuard } from './kernel-backend.js';
 import { type KernelBase, KernelPaths } from './kernel-paths.js';
-import { ownPublicAddresses, peerAddress, refuseLoop } from './underlay.js';
+import { otherType, ownPublicAddresses, peerAddress, refuseLoop } from './underlay.js';
 import {
   isPrivate,
   peerWireguard,
@@ -157,8 +157,8 @@ export class WireguardBackend implements Backend {
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {
-    const { backendType } = lease.attributes;
-    if (backendType.toLowerCase() !== this.type) return `its backend is ${backendType || 'udp'}, ours is wireguard`;
+    const other = otherType(lease, this.type);
+    if (other !== undefined) return other;
     const peer = peerWireguard(lease, prefix.family);
     if (typeof peer === 'string') return peer;
     if (peer.publicKey === this.#keys.publicKey) return 'its PublicKey is our own';
