@@ -16,9 +16,10 @@ import type { HostFacts, LinkFacts } from './host-facts.js';
 import { describeRoute, type KernelRoute, ROUTE_PROTOCOL, routeSelector } from './routes.js';
 
 /**
- * The changes in the order in which they must be made: links before what hangs on them, addresses before routes. New
- * addresses come before old ones go, because the kernel drops a device's routes with its last address; of everything
- * else removals come first.
+ * The changes in the order in which they must be made: links before what hangs on them, addresses before routes, and a
+ * route between the setting of the neighbour and FDB entries that it will need and the removal of those that it needed
+ * until now. New addresses come before old ones go, because the kernel drops a device's routes with its last address;
+ * of routes removals come first.
  *
  * @param occupants foreign routes of the main table, by {@link routeKey}: what stands where a missing route belongs.
  */
@@ -36,13 +37,17 @@ export function differences(
   const on = <T extends { readonly device: string }>(entries: readonly T[] = []): readonly T[] =>
     entries.filter(({ device }) => there.has(device));
   const ours = exclusive.filter((device) => there.has(device));
+  const entries = [
+    ...neighbourChanges(on(desired.neighbours), ours, facts, remade),
+    ...fdbChanges(on(desired.fdb), ours, facts, remade),
+  ];
   return [
     ...links,
     ...missingDevices(desired, there),
     ...addressChanges(on(desired.addresses), ours, kept),
+    ...entries.filter(({ action }) => action !== 'remove'),
     ...routeChanges(desired, on(desired.routes), facts, remade, occupants),
-    ...neighbourChanges(on(desired.neighbours), ours, facts, remade),
-    ...fdbChanges(on(desired.fdb), ours, facts, remade),
+    ...entries.filter(({ action }) => action === 'remove'),
   ];
 }
 

@@ -124,27 +124,34 @@ function isPossible(change: Change): change is PossibleChange {
 }
 
 /**
- * Makes changes in as few processes as their order allows. `-force` goes on after a failure, but neighbour commands end
- * the whole batch when they fail, so they have one of their own.
+ * Makes changes in as few processes as their order allows (see {@link differences}). `-force` goes on after a failure,
+ * but neighbour commands end the whole batch when they fail, so they have one of their own.
  *
  * @returns whether every command worked.
  */
 async function applyTogether(runner: Runner, changes: readonly PossibleChange[]): Promise<boolean> {
-  const batches = [
-    changes.filter(({ tool, kind }) => tool === 'ip' && kind !== 'neighbour'),
-    changes.filter(({ tool, kind }) => tool === 'ip' && kind === 'neighbour'),
-    changes.filter(({ tool }) => tool === 'bridge'),
-  ];
   let worked = true;
-  for (const batch of batches) {
-    const tool = batch[0]?.tool;
-    if (tool === undefined) continue;
-    const input = `${batch.map(({ command }) => command).join('\n')}\n`;
-    try {
-      await runner(tool, ['-force', '-batch', '-'], { input, timeoutMs: BATCH_TIMEOUT_MS });
-    } catch {
-      worked = false;
-    }
+  const batch = async (part: readonly PossibleChange[]): Promise<void> => {
+    const tool = part[0]?.tool;
+    if (tool === undefined) return;
+    const input = `${part.map(({ command }) => command).join('\n')}\n`;
+    await runner(tool, ['-force', '-batch', '-'], { input, timeoutMs: BATCH_TIMEOUT_MS }).catch(() => (worked = false));
+  };
+  const ofKind = (...kinds: readonly Change['kind'][]): PossibleChange[] =>
+    changes.filter(({ kind }) => kinds.includes(kind));
+  const neighbours = ofKind('neighbour');
+  const fdb = ofKind('fdb');
+  const entries = async (isWanted: (change: Change) => boolean): Promise<void> => {
+    await Promise.all([batch(neighbours.filter(isWanted)), batch(fdb.filter(isWanted))]);
+  };
+  const isSet = ({ action }: Change): boolean => action !== 'remove';
+  if ([...neighbours, ...fdb].some(isSet)) {
+    await batch(ofKind('link', 'address'));
+    await entries(isSet);
+    await batch(ofKind('route'));
+  } else {
+    await batch(ofKind('link', 'address', 'route'));
   }
+  await entries((change) => !isSet(change));
   return worked;
 }

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { DesiredHost } from '../../src/host/desired.js';
+import type { Runner } from '../../src/host/exec.js';
 import { reconcile } from '../../src/host/reconcile.js';
 import { Address, Prefix } from '../../src/net/prefix.js';
 import { NetNs, veth } from '../support/netns.js';
@@ -67,6 +68,19 @@ describe.skipIf(missing({ root: true, commands: ['ip', 'bridge'] }))('reconcile 
     expect(await ns.ok('bridge', ['fdb', 'show', 'dev', 'flannel.7'])).toContain(
       `${mac(2)} dst 192.168.1.2 self permanent`,
     );
+  });
+
+  test('the kernel gets neighbours and FDB entries before the routes that lead to them', async () => {
+    await reconcile(host.runner, vxlanHost(0));
+    const kinds: string[] = [];
+    const watched: Runner = async (tool, args, options) => {
+      const answer = await host.runner(tool, args, options);
+      for (const line of options?.input?.trimEnd().split('\n') ?? []) kinds.push(line.split(' ')[0] ?? '');
+      return answer;
+    };
+    await reconcile(watched, vxlanHost(3));
+    expect(kinds.slice(-3)).toEqual(['route', 'route', 'route']);
+    expect(kinds.slice(0, -3).toSorted()).toEqual(['fdb', 'fdb', 'fdb', 'neigh', 'neigh', 'neigh']);
   });
 
   test('what was removed, changed or added by hand is put right, and nothing else is touched', async () => {
@@ -278,13 +292,15 @@ describe.skipIf(missing({ root: true, commands: ['ip', 'bridge'] }))('reconcile 
   test('5,000 peers: a handful of processes for the whole table, fewer for a look, few for a change', async () => {
     const many = vxlanHost(5_000);
     expect((await reconcile(host.runner, many)).failed).toEqual([]);
-    expect(host.commands.length).toBeLessThanOrEqual(12);
+    // Device and addresses, neighbours, FDB, routes: four that write, the rest look before and after.
+    expect(host.commands.length).toBeLessThanOrEqual(13);
     host.commands.length = 0;
     await settled(many);
     expect(host.commands.length).toBeLessThanOrEqual(5);
     host.commands.length = 0;
     const result = await reconcile(host.runner, vxlanHost(5_000, 10));
     expect([result.failed.length, result.made.length]).toEqual([0, 60]);
-    expect(host.commands.length).toBeLessThanOrEqual(9);
+    // New entries, routes, old entries: five that write.
+    expect(host.commands.length).toBeLessThanOrEqual(11);
   });
 });

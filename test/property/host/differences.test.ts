@@ -1,7 +1,7 @@
 /** The changes that differences() asks for, carried out by a plain model of the kernel. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import type { DesiredHost } from '../../../src/host/desired.js';
+import type { Change, DesiredHost } from '../../../src/host/desired.js';
 import { differences, familiesWithGaps, routeKey } from '../../../src/host/differences.js';
 import type { KernelRoute } from '../../../src/host/routes.js';
 import { Address, Prefix } from '../../../src/net/prefix.js';
@@ -174,6 +174,18 @@ describe('differences', () => {
         const gone = wanted[seed % wanted.length]!;
         model.routes.splice(model.routes.indexOf(gone), 1);
         expect(apply()).toBe(1);
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it('set routes after the neighbours and FDB entries that they need, and remove those that they needed last', () => {
+    fc.assert(
+      fc.property(desiredHost, kernel, (desired, model) => {
+        const stage = ({ kind, action }: Change): number =>
+          kind === 'link' || kind === 'address' ? 0 : kind === 'route' ? 2 : action === 'remove' ? 3 : 1;
+        const stages = changesOf(desired, model).map(stage);
+        expect(stages).toEqual(stages.toSorted());
       }),
       { numRuns: 300 },
     );
