@@ -163,6 +163,8 @@ export class NftManager {
   readonly #names: FirewallNames;
   /** What was applied last, and how the kernel lists it. */
   #applied: { readonly script: string; readonly families: readonly Family[]; readonly listing: string } | undefined;
+  /** The script that somebody undid before it could be listed. */
+  #undone: string | undefined;
 
   constructor(runner: Runner, names: FirewallNames) {
     this.#runner = runner;
@@ -190,6 +192,8 @@ export class NftManager {
       }
       // Somebody may have put back what it was.
       if (drift.length === 0) return [];
+    } else if (this.#undone === script) {
+      drift.push(`the nft tables ${this.#names.table} were changed while they were written`);
     }
     await this.#replace(blocks, script, existing);
     return drift;
@@ -212,12 +216,14 @@ export class NftManager {
     const listing = await this.#list(families);
     const wanted = Array.from(script.matchAll(/ comment "/g)).length;
     if (rulesOf(listing).length !== wanted) {
+      this.#undone = script;
       throw new PodwireError(
         'COMMAND_FAILED',
         `nft tables ${this.#names.table} are not what was just written: somebody else writes them too`,
       );
     }
     this.#applied = { script, families, listing };
+    this.#undone = undefined;
   }
 
   /** The tables of these families, what is missing left out. */
