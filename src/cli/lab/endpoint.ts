@@ -200,6 +200,19 @@ async function who({ host, timeoutMs }: Parameters<Calls['who']>[0]) {
   });
 }
 
+/** Both ends of a connection, and what the other side says within the time. */
+async function whoIsThere(socket: Socket, timeoutMs: number): Promise<string> {
+  const { localAddress, localPort, remoteAddress, remotePort } = socket;
+  const said = await new Promise<string>((resolve) => {
+    const timer = setTimeout(() => resolve('says nothing'), timeoutMs);
+    socket.once('data', (data) => resolve(`says ${JSON.stringify(data.toString())}`));
+    socket.once('end', () => resolve('closes it'));
+    socket.on('error', (error) => resolve(messageOf(error)));
+    socket.once('close', () => clearTimeout(timer));
+  });
+  return `${String(localAddress)}:${String(localPort)} to ${String(remoteAddress)}:${String(remotePort)}, which ${said}`;
+}
+
 async function tryConnect({ host, timeoutMs }: Parameters<Calls['connect']>[0]) {
   const start = performance.now();
   const socket = connect({ host, port: PORTS.who });
@@ -209,8 +222,11 @@ async function tryConnect({ host, timeoutMs }: Parameters<Calls['connect']>[0]) 
     socket.on('error', (error) => resolve(errnoOf(error) ?? error.message));
     socket.once('close', () => clearTimeout(timer));
   });
+  const milliseconds = performance.now() - start;
+  // Nobody should be there: then it matters who is.
+  const found = outcome === 'connected' ? { with: await whoIsThere(socket, timeoutMs) } : {};
   socket.destroy();
-  return { outcome, milliseconds: performance.now() - start };
+  return { outcome, ...found, milliseconds };
 }
 
 const stream = new Stream();

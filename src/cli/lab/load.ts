@@ -107,9 +107,10 @@ async function leave(lab: Lab, guest: LabHost): Promise<Finding> {
     await sleep(20);
   }
   const withdrawn = (performance.now() - start).toFixed(0);
-  const { outcome } = await a.endpoint.call('connect', { host: address, timeoutMs: 2000 });
+  const { outcome, with: other } = await a.endpoint.call('connect', { host: address, timeoutMs: 2000 });
   const ok = isUnreachable(lab, outcome);
-  return { ok, detail: `${subnet} withdrawn within ${withdrawn} ms, its pod: ${outcome}` };
+  const who = other === undefined ? '' : ` (${other})`;
+  return { ok, detail: `${subnet} withdrawn within ${withdrawn} ms, its pod: ${outcome}${who}` };
 }
 
 function judgeTraffic(sampler: Sampler): Finding {
