@@ -347,9 +347,7 @@ export class HostFirewall {
     if (this.#closed) return;
     this.#retries = failed ? this.#retries + 1 : 0;
     // What somebody else undoes is put back at the pace of a fight, also when he was faster than our own look at it.
-    const retryMs = this.#isFight
-      ? FIGHT.pauseMs
-      : Math.min(RETRY_MS.most, RETRY_MS.least * 2 ** (this.#retries - 1));
+    const retryMs = this.#isFight ? FIGHT.pauseMs : Math.min(RETRY_MS.most, RETRY_MS.least * 2 ** (this.#retries - 1));
     const periodMs = this.#resyncMs * (0.9 + Math.random() * 0.2);
     this.#timer = setTimeout(() => void this.#check(), failed ? retryMs : periodMs);
     this.#timer.unref();
