@@ -84,22 +84,21 @@ export class UdpBackend implements Backend {
       );
     }
     for (const overlay of networksOf(network)) refuseLoop(overlay, underlay);
-    const stale: KernelRoute[] = [];
-    const tunDevices = await listTunDevices(runner);
-    for (const overlay of networksOf(network)) {
-      stale.push(...reviewRoutes(await listRoutes(runner, overlay.family), overlay, [], tunDevices).stale);
-    }
-    const own = await listOwnAddresses(runner);
     const open = options.openDataplane ?? ((resolved) => Dataplane.open(resolved));
-    const dataplane = await open({
+    // Threads start while the host is asked what it has: most of a start is waiting for one of the two.
+    const opening = open({
       ...options.dataplane,
       bind: { address: bind, port },
       local: [],
-      ownAddresses: own,
       underlayMtu: underlay.mtu,
       configuredMtu: configuredMtuReader(runner),
       logger,
     });
+    const { own, stale } = await askHost(options).catch(async (error: unknown) => {
+      await opening.then((opened) => opened.close()).catch(() => undefined);
+      throw error;
+    });
+    const dataplane = await opening;
     try {
       await removeRoutes(runner, stale);
       for (const route of stale)
@@ -156,8 +155,7 @@ export class UdpBackend implements Backend {
     this.dataplane.setLocal(this.#subnets, this.#ownAddresses);
     const warnings = await bringUp(runner, this.#link);
     for (const warning of warnings) logger.warn({ device: this.device }, warning);
-    await this.#warnOfDivertingRoutes();
-    await this.#guard();
+    await Promise.all([this.#warnOfDivertingRoutes(), this.#guard()]);
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
@@ -249,6 +247,22 @@ export class UdpBackend implements Backend {
       else logger.warn({ network: network.toString() }, problem);
     }
   }
+}
+
+/**
+ * The host's own addresses, and routes of ours that an earlier agent left.
+ *
+ * @throws {PodwireError} `INTERFACE` (a colliding route), `COMMAND_FAILED`.
+ */
+async function askHost({ network, runner }: BackendOptions): Promise<{ own: Address[]; stale: KernelRoute[] }> {
+  const networks = networksOf(network);
+  const [own, tunDevices, ...routes] = await Promise.all([
+    listOwnAddresses(runner),
+    listTunDevices(runner),
+    ...networks.map(({ family }) => listRoutes(runner, family)),
+  ]);
+  const stale = networks.flatMap((overlay, at) => reviewRoutes(routes[at]!, overlay, [], tunDevices).stale);
+  return { own, stale };
 }
 
 /** @throws {PodwireError} `INVALID_CONFIG` (Port). */

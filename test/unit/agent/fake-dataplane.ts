@@ -10,6 +10,8 @@ export class FakeDataplane {
   fail: (error: PodwireError) => void = () => undefined;
   /** Routes that the table refuses. */
   readonly refuse = new Set<string>();
+  /** The host's own, as last told. */
+  ownAddresses: readonly unknown[] = [];
 
   open = async (options: DataplaneOptions): Promise<Dataplane> => {
     this.options = options;
@@ -30,7 +32,10 @@ export class FakeDataplane {
       routes,
       closed,
       refreshPathMtu: () => this.events.push('refresh'),
-      setLocal: (local: readonly unknown[]) => this.events.push(`local ${local.join(' ')}`),
+      setLocal: (local: readonly unknown[], ownAddresses: readonly unknown[] = []) => {
+        this.events.push(`local ${local.join(' ')}`);
+        this.ownAddresses = ownAddresses;
+      },
       stats: () => ({ totals: {}, workers: [], peers: [], routes: this.table.size }),
       close: async () => void this.events.push('close'),
     } as unknown as Dataplane;
