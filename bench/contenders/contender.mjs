@@ -19,6 +19,7 @@ import { join } from 'node:path';
  * @typedef {object} Contender
  * @property {string} name
  * @property {string} about one line for the report
+ * @property {import('../lib/topology.mjs').Family} [family] of all addresses, inside and outside; IPv4 unless it says so
  * @property {readonly Measure[]} measures what it takes part in unless --contenders names it
  * @property {() => Promise<{ version: string } | { missing: string }>} available
  * @property {(topology: import('../lib/topology.mjs').Topology, context: StartContext) => Promise<Session>} start

@@ -7,12 +7,13 @@ import {
   podwire,
   podwireHostGw,
   podwireIpip,
+  podwireIpv6,
   podwireNoSpin,
   podwirePlain,
   podwireVxlanKernel,
   podwireWireguard,
 } from './podwire.mjs';
-import { podwireToVxlan, podwireVxlan, vxlanToPodwire } from './vxlan.mjs';
+import { podwireToVxlan, podwireVxlan, podwireVxlanIpv6, vxlanToPodwire } from './vxlan.mjs';
 import { wireguardGo } from './wireguard.mjs';
 
 /** The contender that ratios refer to. */
@@ -25,7 +26,9 @@ export const CONTENDERS = [
   podwire,
   podwireNoSpin,
   podwirePlain,
+  podwireIpv6,
   podwireVxlan,
+  podwireVxlanIpv6,
   podwireToVxlan,
   vxlanToPodwire,
   podwireVxlanKernel,
@@ -42,7 +45,9 @@ export const BACKENDS = [
   direct,
   vxlan,
   podwire,
+  podwireIpv6,
   podwireVxlan,
+  podwireVxlanIpv6,
   podwireToVxlan,
   vxlanToPodwire,
   podwireVxlanKernel,

@@ -6,6 +6,7 @@
  *   podwire-nospin  never waits by spinning
  *   podwire-plain   every offload off, one call per packet, one worker: what a straightforward TUN program does
  *   podwire-BACKEND the same agents with another backend; they take part when they are named, and in the mode `backends`
+ *   podwire-ipv6    the same agents in a network of IPv6 alone, inside and outside; likewise
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -17,7 +18,11 @@ import { startingDaemons, stopAll } from './contender.mjs';
 
 const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const PACKAGE = new URL('../../package.json', import.meta.url);
-const NETWORK = '10.77.0.0/16';
+/** Of the network config, by family. */
+const NETWORKS = {
+  4: { Network: '10.77.0.0/16' },
+  6: { EnableIPv4: false, EnableIPv6: true, IPv6Network: 'fd77::/48', IPv6SubnetLen: 64 },
+};
 const OWN_SOCKETS = 'mkdir -p "$0" /var/run/wireguard && mount --bind "$0" /var/run/wireguard && exec "$@"';
 
 /**
@@ -27,11 +32,21 @@ const OWN_SOCKETS = 'mkdir -p "$0" /var/run/wireguard && mount --bind "$0" /var/
  * @param {readonly string[]} agentOptions
  * @param {readonly string[]} [nodeOptions]
  * @param {Readonly<Record<string, unknown>>} [backend] of the network config
+ * @param {import('../lib/topology.mjs').Family} [family]
  * @returns {Contender}
  */
-function podwireContender(name, about, measures, agentOptions, nodeOptions = [], backend = { Type: 'udp' }) {
+function podwireContender(
+  name,
+  about,
+  measures,
+  agentOptions,
+  nodeOptions = [],
+  backend = { Type: 'udp' },
+  family = 4,
+) {
   return {
     name,
+    family,
     about: [about, agentOptions.join(' ')].filter(Boolean).join(': '),
     measures,
     available: async () =>
@@ -63,7 +78,7 @@ async function packageVersion() {
 function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions, backend) {
   const store = join(workDir, 'store');
   mkdirSync(store);
-  writeFileSync(join(store, 'config'), JSON.stringify({ Network: NETWORK, Backend: backend }));
+  writeFileSync(join(store, 'config'), JSON.stringify({ ...NETWORKS[topology.family], Backend: backend }));
   return startingDaemons(async (daemons) => {
     const subnetFiles = topology.hosts.map((host, index) => {
       const directory = join(workDir, `host${index + 1}`);
@@ -72,7 +87,8 @@ function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions, b
       // wireguard-go and wg have a directory for sockets that is the same in all namespaces.
       const own = backend['Type'] === 'wireguard' ? ['sh', '-c', OWN_SOCKETS, join(directory, 'wireguard')] : [];
       const argv = [...own, process.execPath, ...nodeOptions, CLI, 'agent', '--store', `dir:${store}`];
-      argv.push('--iface', host.device, '--public-ip', host.address, '--device', 'flannel0');
+      const publicAddress = topology.family === 6 ? '--public-ipv6' : '--public-ip';
+      argv.push('--iface', host.device, publicAddress, host.address, '--device', 'flannel0');
       argv.push('--subnet-file', subnetFile, '--control-socket', join(directory, 'agent.sock'));
       // No contender has firewall rules: what they cost is the kernel's.
       argv.push('--state-dir', join(directory, 'state'), '--firewall', 'none', ...agentOptions);
@@ -97,13 +113,16 @@ function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions, b
 }
 
 /**
- * The host's subnet from a flannel subnet.env (`FLANNEL_SUBNET=10.77.3.1/24`).
+ * The host's subnet from a flannel subnet.env (`FLANNEL_SUBNET=10.77.3.1/24`, `FLANNEL_IPV6_SUBNET=fd77:0:0:3::1/64`).
  * @param {string} path
  * @returns {string | undefined} undefined while the file is not there
  */
 export function subnetFromEnvironmentFile(path) {
   if (!existsSync(path)) return undefined;
-  const match = /^FLANNEL_SUBNET=(\d+\.\d+\.\d+)\.\d+\/24$/m.exec(readFileSync(path, 'utf8'));
+  const text = readFileSync(path, 'utf8');
+  const six = /^FLANNEL_IPV6_SUBNET=([0-9a-f:]+::)1\/64$/m.exec(text);
+  if (six !== null) return `${six[1]}/64`;
+  const match = /^FLANNEL_SUBNET=(\d+\.\d+\.\d+)\.\d+\/24$/m.exec(text);
   return match === null ? undefined : `${match[1]}.0/24`;
 }
 
@@ -144,6 +163,15 @@ export const podwireVxlanKernel = withBackend('podwire-vxlan-kernel', "podwire a
 export const podwireHostGw = withBackend('podwire-host-gw', 'podwire agents, host-gw: compare with direct', {
   Type: 'host-gw',
 });
+export const podwireIpv6 = podwireContender(
+  'podwire-ipv6',
+  'podwire agents, IPv6 pods over an IPv6 underlay: compare with podwire',
+  [],
+  [],
+  [],
+  { Type: 'udp' },
+  6,
+);
 export const podwireIpip = withBackend('podwire-ipip', 'podwire agents, ipip in user space', {
   Type: 'ipip',
   Mode: 'user',

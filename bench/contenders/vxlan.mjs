@@ -16,18 +16,20 @@ import { VXLAN_DEVICE, createVxlan, joinVxlan } from './kernel.mjs';
 
 const PROGRAM = fileURLToPath(new URL('../lib/vtep.mjs', import.meta.url));
 const PACKAGE = fileURLToPath(new URL('../../dist/index.js', import.meta.url));
-const NETWORK = '10.77.0.0/16';
+const NETWORKS = { 4: '10.77.0.0/16', 6: 'fd77::/48' };
 const MACS = /** @type {const} */ (['0e:77:00:00:00:01', '0e:77:00:00:00:02']);
 
 /**
  * @param {string} name
  * @param {string} about
- * @param {readonly [End, End]} ends of host 1 and host 2
+ * @param {readonly [End, End]} ends of host 1 and host 2; the kernel's has IPv4 only
+ * @param {import('../lib/topology.mjs').Family} [family]
  * @returns {Contender}
  */
-function vxlanContender(name, about, ends) {
+function vxlanContender(name, about, ends, family = 4) {
   return {
     name,
+    family,
     about,
     measures: [],
     available: async () =>
@@ -45,7 +47,7 @@ function vxlanContender(name, about, ends) {
  * @param {Daemon[]} daemons
  * @returns {Promise<import('./contender.mjs').Session>}
  */
-async function startEnds({ hosts }, { workDir, signal }, ends, daemons) {
+async function startEnds({ hosts, family }, { workDir, signal }, ends, daemons) {
   /** @type {[string, string]} */
   const macs = [...MACS];
   for (const index of /** @type {const} */ ([0, 1])) {
@@ -62,7 +64,7 @@ async function startEnds({ hosts }, { workDir, signal }, ends, daemons) {
       device: VXLAN_DEVICE,
       address: host.address,
       subnet: host.subnet,
-      network: NETWORK,
+      network: NETWORKS[family],
       mac: macs[index],
       peer: { address: peer.address, subnet: peer.subnet, mac: peerMac },
     };
@@ -84,6 +86,12 @@ export const podwireVxlan = vxlanContender('podwire-vxlan', 'vxlan in user space
   'podwire',
   'podwire',
 ]);
+export const podwireVxlanIpv6 = vxlanContender(
+  'podwire-vxlan-ipv6',
+  'vxlan in user space on both hosts, IPv6 pods over an IPv6 underlay: compare with podwire-vxlan',
+  ['podwire', 'podwire'],
+  6,
+);
 export const podwireToVxlan = vxlanContender(
   'podwire-to-vxlan',
   "vxlan in user space on host 1, the kernel's device on host 2",

@@ -130,7 +130,7 @@ export async function withBed(contender, underlay, { tools, workDir, signal }, b
   mkdirSync(workDir, { recursive: true });
   /** @type {string[]} */
   const problems = [];
-  const topology = await Topology.create(underlay, signal);
+  const topology = await Topology.create(underlay, signal, contender.family);
   try {
     const session = await contender.start(topology, { workDir, signal });
     try {

@@ -4,6 +4,9 @@
  *
  *   pod 1 ── veth ── cni0 (bridge) ── host 1 ══ underlay veth ══ host 2 ── cni0 (bridge) ── veth ── pod 2
  *   10.77.1.2        10.77.1.1        198.18.0.1                198.18.0.2 10.77.2.1         10.77.2.2
+ *   fd77:0:0:1::2    fd77:0:0:1::1    fd18::1                   fd18::2    fd77:0:0:2::1     fd77:0:0:2::2
+ *
+ * Addresses are of one family, inside and outside: the contender's.
  *
  * Four network namespaces `pwbench-<pid>-{h1,h2,p1,p2}`; the pid is that of the harness, so that a later run knows whether
  * they belong to somebody. Subnets are those of the contender when it chooses them (podwire, flanneld).
@@ -36,6 +39,7 @@ export function setInnerMtu(bytes) {
 /** Hosts forward; bridged packets do not pass iptables, whether or not somebody loaded br_netfilter on this machine. */
 const HOST_SYSCTLS = [
   'echo 1 > /proc/sys/net/ipv4/ip_forward',
+  'echo 1 > /proc/sys/net/ipv6/conf/all/forwarding',
   'for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$file" ] || echo 0 > "$file"; done',
 ].join('; ');
 
@@ -51,13 +55,19 @@ const HOST_SYSCTLS = [
  */
 
 /** @typedef {'veth' | 'nic'} Underlay */
+/** @typedef {4 | 6} Family */
+
+/** Prefix lengths of the underlay and of a host's pods. */
+const LENGTHS = { 4: { underlay: 24, pods: 24 }, 6: { underlay: 64, pods: 64 } };
 
 /**
- * Address number `index` of an IPv4 /24.
+ * Address number `index` of an IPv4 /24 or an IPv6 /64.
  * @param {string} subnet
  * @param {number} index
  */
 function addressIn(subnet, index) {
+  const six = /^([0-9a-f:]+::)\/64$/.exec(subnet);
+  if (six !== null) return `${six[1]}${index}`;
   const match = /^(\d+\.\d+\.\d+)\.0\/24$/.exec(subnet);
   if (match === null) throw new BenchError(`the benchmark needs /24 subnets, the contender chose ${subnet}`);
   return `${match[1]}.${index}`;
@@ -66,15 +76,18 @@ function addressIn(subnet, index) {
 export class Topology {
   /** @type {readonly [Host, Host]} */ hosts;
   /** @type {Underlay} */ underlay;
+  /** @type {Family} */ family;
   /** @type {Record<string, string>} */ features = {};
 
   /**
    * @param {Underlay} underlay
    * @param {string} prefix
+   * @param {Family} family
    */
-  constructor(underlay, prefix) {
+  constructor(underlay, prefix, family) {
     this.underlay = underlay;
-    this.hosts = [makeHost(prefix, 1), makeHost(prefix, 2)];
+    this.family = family;
+    this.hosts = [makeHost(prefix, 1, family), makeHost(prefix, 2, family)];
   }
 
   /** @returns {string[]} */
@@ -86,9 +99,10 @@ export class Topology {
    * Namespaces and underlay; the pods come with {@link attachPods}.
    * @param {Underlay} underlay
    * @param {AbortSignal} signal
+   * @param {Family} [family] of all addresses
    */
-  static async create(underlay, signal) {
-    const topology = new Topology(underlay, `${NAMESPACE_PREFIX}${process.pid}-`);
+  static async create(underlay, signal, family = 4) {
+    const topology = new Topology(underlay, `${NAMESPACE_PREFIX}${process.pid}-`, family);
     try {
       await topology.#connectHosts();
       signal.throwIfAborted();
@@ -97,6 +111,11 @@ export class Topology {
       await topology.destroy();
       throw error;
     }
+  }
+
+  /** Nobody else can have an address; duplicate address detection would only take time. */
+  get #noDad() {
+    return this.family === 6 ? ' nodad' : '';
   }
 
   async #connectHosts() {
@@ -108,7 +127,8 @@ export class Topology {
     ]);
     for (const host of this.hosts) {
       await ipBatch(host.podNetns, ['link set lo up']);
-      await ipBatch(host.netns, ['link set lo up', `address add ${host.address}/24 dev ${host.device}`]);
+      const address = `${host.address}/${LENGTHS[this.family].underlay}`;
+      await ipBatch(host.netns, ['link set lo up', `address add ${address} dev ${host.device}${this.#noDad}`]);
       await run(['sh', '-c', HOST_SYSCTLS], { namespace: host.netns });
       if (this.underlay === 'nic') await makePlainNic(host);
       await ipBatch(host.netns, [`link set ${host.device} up`]);
@@ -121,17 +141,18 @@ export class Topology {
    * @param {readonly [string, string] | undefined} subnets chosen by the contender
    */
   async attachPods(subnets) {
+    const length = LENGTHS[this.family].pods;
     for (const [index, host] of this.hosts.entries()) {
       if (subnets !== undefined) setSubnet(host, /** @type {string} */ (subnets[index]));
       await ipBatch(host.netns, [
         `link add cni0 mtu ${innerMtu} type bridge`,
-        `address add ${host.gateway}/24 dev cni0`,
+        `address add ${host.gateway}/${length} dev cni0${this.#noDad}`,
         'link set cni0 up',
         `link add pod0 mtu ${innerMtu} type veth peer name eth0 mtu ${innerMtu} netns ${host.podNetns}`,
         'link set pod0 master cni0 up',
       ]);
       await ipBatch(host.podNetns, [
-        `address add ${host.podAddress}/24 dev eth0`,
+        `address add ${host.podAddress}/${length} dev eth0${this.#noDad}`,
         'link set eth0 up',
         `route add default via ${host.gateway}`,
       ]);
@@ -158,19 +179,20 @@ export class Topology {
 /**
  * @param {string} prefix
  * @param {1 | 2} number
+ * @param {Family} family
  * @returns {Host}
  */
-function makeHost(prefix, number) {
+function makeHost(prefix, number, family) {
   const host = {
     netns: `${prefix}h${number}`,
     podNetns: `${prefix}p${number}`,
-    address: `198.18.0.${number}`,
+    address: family === 6 ? `fd18::${number}` : `198.18.0.${number}`,
     device: 'eth0',
     subnet: '',
     gateway: '',
     podAddress: '',
   };
-  setSubnet(host, `10.77.${number}.0/24`);
+  setSubnet(host, family === 6 ? `fd77:0:0:${number}::/64` : `10.77.${number}.0/24`);
   return host;
 }
 

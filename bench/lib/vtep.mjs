@@ -22,7 +22,7 @@ const plane = await Dataplane.open({
 plane.routes.set(peer.subnet, { address: peer.address, vtepMac: peer.mac });
 for (const line of [
   `link set ${device} mtu ${plane.mtu.overlay} up`,
-  `address add ${config.subnet.replace(/\/\d+$/, '/32')} dev ${device}`,
+  `address add ${config.subnet.replace(/\/\d+$/, config.subnet.includes(':') ? '/128' : '/32')} dev ${device}`,
   `route add ${config.network} dev ${device}`,
 ]) {
   execFileSync('ip', line.split(' '));

@@ -36,7 +36,7 @@ static void prepare_messages(size_t length) {
 }
 
 static int run_send(int argc, char **argv) {
-  struct sockaddr_in to = address_option(argc, argv, "to");
+  union address to = address_option(argc, argv, "to");
   size_t size = (size_t)number_option(argc, argv, "size", NULL, 8, SLOT_BYTES);
   double seconds = number_option(argc, argv, "seconds", NULL, 0.05, 600);
   double rate = number_option(argc, argv, "rate", "0", 0, 1e8);
@@ -45,8 +45,8 @@ static int run_send(int argc, char **argv) {
   if (!spin && strcmp(pace, "sleep") != 0) die("pps send: --pace must be sleep or spin, got \"%s\"", pace);
 
   bound_lifetime(seconds + 5);
-  int fd = udp_socket(0);
-  if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect: %s", strerror(errno));
+  int fd = udp_socket(to.any.sa_family, 0);
+  if (connect(fd, &to.any, address_bytes(&to)) < 0) die("connect: %s", strerror(errno));
   prepare_messages(size);
 
   /* A batch covers about 100 us of the offered rate, so that pacing costs few wake-ups and yet no long burst. */
@@ -125,12 +125,12 @@ static void take(struct tally *tally, const uint8_t *payload, size_t length) {
 }
 
 static int run_receive(int argc, char **argv) {
-  struct sockaddr_in at = address_option(argc, argv, "bind");
+  union address at = address_option(argc, argv, "bind");
   double seconds = number_option(argc, argv, "seconds", NULL, 0.05, 600);
   bound_lifetime(seconds + 5);
   struct tally tally = {.seen = calloc(1, MAX_SEQUENCE / 8)};
   if (tally.seen == NULL) die("pps receive: no memory for the bitmap");
-  int fd = udp_socket(QUIET_US);
+  int fd = udp_socket(at.any.sa_family, QUIET_US);
   prepare_messages(SLOT_BYTES);
   bind_and_announce(fd, &at);
 

@@ -70,18 +70,18 @@ static int print_result(struct samples *samples, double seconds, uint64_t late) 
 }
 
 static int run_echo(int argc, char **argv) {
-  struct sockaddr_in at = address_option(argc, argv, "bind");
+  union address at = address_option(argc, argv, "bind");
   bound_lifetime(number_option(argc, argv, "seconds", NULL, 0.05, 3600) + 5);
-  int fd = udp_socket(0);
+  int fd = udp_socket(at.any.sa_family, 0);
   bind_and_announce(fd, &at);
   static uint8_t buffer[MAX_BYTES];
   uint64_t answered = 0;
   while (!stop_requested) {
-    struct sockaddr_in from;
+    union address from;
     socklen_t from_length = sizeof from;
-    ssize_t length = recvfrom(fd, buffer, sizeof buffer, 0, (struct sockaddr *)&from, &from_length);
+    ssize_t length = recvfrom(fd, buffer, sizeof buffer, 0, &from.any, &from_length);
     if (length < 0) continue;
-    if (sendto(fd, buffer, (size_t)length, 0, (struct sockaddr *)&from, from_length) == length) answered++;
+    if (sendto(fd, buffer, (size_t)length, 0, &from.any, from_length) == length) answered++;
   }
   printf("{\"answered\":%" PRIu64 "}\n", answered);
   return 0;
@@ -94,15 +94,15 @@ struct client {
 };
 
 static struct client open_client(int argc, char **argv) {
-  struct sockaddr_in to = address_option(argc, argv, "to");
+  union address to = address_option(argc, argv, "to");
   struct client client = {
       .size = (size_t)number_option(argc, argv, "size", "64", sizeof(struct header), MAX_BYTES),
       .seconds = number_option(argc, argv, "seconds", NULL, 0.05, 600),
       .warmup = number_option(argc, argv, "warmup", "0.2", 0, 60),
   };
   bound_lifetime(client.seconds + client.warmup + 5);
-  client.fd = udp_socket(LOSS_US);
-  if (connect(client.fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect: %s", strerror(errno));
+  client.fd = udp_socket(to.any.sa_family, LOSS_US);
+  if (connect(client.fd, &to.any, address_bytes(&to)) < 0) die("connect: %s", strerror(errno));
   return client;
 }
 

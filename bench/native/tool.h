@@ -2,7 +2,7 @@
  *
  * Both tools are bounded in time by alarm(2): whatever happens to the harness, they end by themselves. Results go to
  * stdout as one line of JSON; "ready" on a line of its own says that a receiver is bound. Errors: one line on stderr,
- * exit code 1. IPv4 only, as the benchmark's pods are. */
+ * exit code 1. */
 #ifndef PODWIRE_BENCH_TOOL_H
 #define PODWIRE_BENCH_TOOL_H
 
@@ -80,19 +80,37 @@ static double number_option(int argc, char **argv, const char *name, const char 
   return value;
 }
 
-static struct sockaddr_in address_option(int argc, char **argv, const char *name) {
-  struct sockaddr_in address = {.sin_family = AF_INET};
+/* An address of either family, with its port. */
+union address {
+  struct sockaddr any;
+  struct sockaddr_in v4;
+  struct sockaddr_in6 v6;
+};
+
+static socklen_t address_bytes(const union address *address) {
+  return address->any.sa_family == AF_INET6 ? sizeof address->v6 : sizeof address->v4;
+}
+
+static union address address_option(int argc, char **argv, const char *name) {
+  union address address = {0};
   const char *text = option(argc, argv, name, NULL);
-  if (inet_pton(AF_INET, text, &address.sin_addr) != 1)
-    die("%s: --%s must be an IPv4 address, got \"%s\"", argv[0], name, text);
-  address.sin_port = htons((uint16_t)number_option(argc, argv, "port", "9001", 1, 65535));
+  const uint16_t port = htons((uint16_t)number_option(argc, argv, "port", "9001", 1, 65535));
+  if (inet_pton(AF_INET, text, &address.v4.sin_addr) == 1) {
+    address.v4.sin_family = AF_INET;
+    address.v4.sin_port = port;
+  } else if (inet_pton(AF_INET6, text, &address.v6.sin6_addr) == 1) {
+    address.v6.sin6_family = AF_INET6;
+    address.v6.sin6_port = port;
+  } else {
+    die("%s: --%s must be an IP address, got \"%s\"", argv[0], name, text);
+  }
   return address;
 }
 
 /* A UDP socket with large buffers where the privilege allows (else the largest the limits give), receive timeout in
  * microseconds (0 = wait for ever). */
-static int udp_socket(uint64_t receive_timeout_us) {
-  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+static int udp_socket(int family, uint64_t receive_timeout_us) {
+  int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
   if (fd < 0) die("socket: %s", strerror(errno));
   int bytes = 16 << 20;
   if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes) < 0)
@@ -106,8 +124,8 @@ static int udp_socket(uint64_t receive_timeout_us) {
   return fd;
 }
 
-static void bind_and_announce(int fd, const struct sockaddr_in *address) {
-  if (bind(fd, (const struct sockaddr *)address, sizeof *address) < 0) die("bind: %s", strerror(errno));
+static void bind_and_announce(int fd, const union address *address) {
+  if (bind(fd, &address->any, address_bytes(address)) < 0) die("bind: %s", strerror(errno));
   puts("ready");
   fflush(stdout);
 }

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The figures that the engine and lease control have to reach (issues 3 and 4, "Figures"), as data. A target compares a metric of a
+ * The figures that the engine, lease control and the backends have to reach, as data. A target compares a metric of a
  * contender with a limit: the metric itself, or its ratio to another contender measured in the same rounds.
  */
 import { PACES } from '../latency/rtt.mjs';
@@ -50,6 +50,43 @@ function absoluteTarget(title, metric, contender, relation, limit) {
   return { title, metric, contender, relation, limits: { any: limit } };
 }
 
+/**
+ * A figure of a backend, at least so much of another contender's.
+ * @param {string} title
+ * @param {string} metric
+ * @param {string} contender
+ * @param {string} against
+ * @param {number} veth
+ * @param {number} nic
+ * @param {Target['relation']} [relation]
+ * @returns {Target}
+ */
+function backendTarget(title, metric, contender, against, veth, nic, relation = '>=') {
+  return { title, metric, contender, against, relation, limits: { veth, nic } };
+}
+
+/**
+ * What the kernel carries is as fast as the same device set up by hand: within 5 %.
+ * @param {string} contender
+ * @param {string} against
+ */
+function byHandTargets(contender, against) {
+  return [1, 4].map((streams) =>
+    backendTarget(`${contender}, TCP x${streams}, to ${against}`, `tcp${streams}.gbps`, contender, against, 0.95, 0.95),
+  );
+}
+
+/**
+ * IPv6 inside and outside is within 10 % of IPv4.
+ * @param {string} contender
+ * @param {string} against
+ */
+function ipv6Targets(contender, against) {
+  return ['tcp1.gbps', 'tcp4.gbps', 'udp64.lossfree'].map((metric) =>
+    backendTarget(`${contender}, ${metric}, to ${against}`, metric, contender, against, 0.9, 0.9),
+  );
+}
+
 /** @type {readonly Target[]} */
 export const TARGETS = [
   ratioTarget('TCP, 1 stream, to vxlan', 'tcp1.gbps', '>=', 0.75, 1.15),
@@ -80,6 +117,17 @@ export const TARGETS = [
   absoluteTarget('FIB updates per second', 'update.rate', 'micro', '>=', 50_000),
   absoluteTarget('route updates per second under traffic', 'updates.rate', 'podwire', '>=', 50_000),
   absoluteTarget('packets lost meanwhile', 'updates.lost', 'podwire', '<=', 0),
+  backendTarget('user-space vxlan, TCP x1, to vxlan', 'tcp1.gbps', 'podwire-vxlan', 'vxlan', 0.72, 1.1),
+  backendTarget('user-space vxlan, TCP x4, to vxlan', 'tcp4.gbps', 'podwire-vxlan', 'vxlan', 0.4, 1),
+  backendTarget('kernel vxlan to podwire, TCP x1, to vxlan', 'tcp1.gbps', 'vxlan-to-podwire', 'vxlan', 0.58, 0.85),
+  backendTarget('podwire to kernel vxlan, TCP x1, to vxlan', 'tcp1.gbps', 'podwire-to-vxlan', 'vxlan', 0.33, 0.75),
+  backendTarget('user-space vxlan, UDP 64 B, to vxlan', 'udp64.lossfree', 'podwire-vxlan', 'vxlan', 2.4, 2.3),
+  backendTarget('user-space vxlan, ping-pong p50, to vxlan', 'ping.p50', 'podwire-vxlan', 'vxlan', 0.8, 0.8, '<='),
+  backendTarget('user-space vxlan, ping-pong p99, to vxlan', 'ping.p99', 'podwire-vxlan', 'vxlan', 1, 1, '<='),
+  ...byHandTargets('podwire-vxlan-kernel', 'vxlan'),
+  ...byHandTargets('podwire-host-gw', 'direct'),
+  ...ipv6Targets('podwire-ipv6', 'podwire'),
+  ...ipv6Targets('podwire-vxlan-ipv6', 'podwire-vxlan'),
   absoluteTarget('cold start to subnet.env, ms', 'control.start', 'podwire', '<=', 400),
   absoluteTarget('join forwarded, p99, ms', 'control.join.p99', 'podwire', '<=', 50),
   absoluteTarget('leave forwarded, p99, ms', 'control.leave.p99', 'podwire', '<=', 50),

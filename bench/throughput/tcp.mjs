@@ -19,15 +19,17 @@ const LISTEN = '0A';
  */
 function listens(pid) {
   const port = PORT.toString(16).toUpperCase().padStart(4, '0');
-  try {
-    const table = readFileSync(`/proc/${pid}/net/tcp`, 'utf8');
-    return table.split('\n').some((line) => {
-      const [, local = '', , state] = line.trim().split(/\s+/);
-      return state === LISTEN && local.endsWith(`:${port}`);
-    });
-  } catch {
-    return false;
-  }
+  return ['tcp', 'tcp6'].some((name) => {
+    try {
+      const table = readFileSync(`/proc/${pid}/net/${name}`, 'utf8');
+      return table.split('\n').some((line) => {
+        const [, local = '', , state] = line.trim().split(/\s+/);
+        return state === LISTEN && local.endsWith(`:${port}`);
+      });
+    } catch {
+      return false;
+    }
+  });
 }
 
 /**
