@@ -98,8 +98,9 @@ const ping: Check = {
       return { ok: echoes.ok, detail: `${echoes.detail} (over UDP: there is no ping command)` };
     }
     return await bothWays(lab, async (from, to) => {
-      // ping exits with 1 when something was lost; its summary says what.
-      const command = `ping -n -q -c 5 -i 0.02 -W 2 -w 3 ${addressOf(to.pod, over)} || :`;
+      // ping exits with 1 when something was lost; its summary says what. Without a deadline (-w) it sends five and no
+      // more: with one it goes on until five have been answered, and what is under way at the end counts as lost.
+      const command = `ping -n -q -c 5 -i 0.02 -W 2 ${addressOf(to.pod, over)} || :`;
       const output = await run('ip', ['netns', 'exec', from.pod.netns, 'sh', '-c', command], { timeoutMs: 15_000 });
       const lost = /(\d+(?:\.\d+)?)% packet loss/.exec(output)?.[1] ?? '100';
       const average = /= [\d.]+\/([\d.]+)\//.exec(output)?.[1] ?? '?';

@@ -1,8 +1,12 @@
 /** The running lab: hosts with their overlay node, pod and traffic programs, and everything's orderly end. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { PodwireError } from '../../errors.js';
 import { Endpoint } from './endpoint-client.js';
 import type { NodeStatus, Overlay, OverlayNode, OverlayTraits } from './overlay.js';
 import { Topology, type HostPlace, type PodPlace } from './topology.js';
+
+const MEET_TIMEOUT_MS = 5_000;
+const POLL_MS = 20;
 
 export interface LabHost {
   readonly place: HostPlace;
@@ -76,6 +80,37 @@ export class Lab implements AsyncDisposable {
     };
     await settled([lane(), lane()]);
     this.#hosts.sort((a, b) => a.place.number - b.place.number);
+    await this.#meet();
+  }
+
+  /**
+   * Waits until all hosts know each other: a host is ready before it has heard of those that came after it, and what is
+   * sent before that is lost, as in any network. Hosts that do not meet in time are left to the checks.
+   */
+  async #meet(): Promise<void> {
+    const deadline = performance.now() + MEET_TIMEOUT_MS;
+    const subnets = this.#hosts.map(({ node }) => node.subnet.toString());
+    const haveMet = async (): Promise<boolean> => {
+      const { hosts } = await this.snapshot();
+      return hosts.every(({ host, status }) => {
+        const own = host.node.subnet.toString();
+        return subnets.every((subnet) => subnet === own || status.routed.includes(subnet));
+      });
+    };
+    while (!(await haveMet())) {
+      this.#control.signal.throwIfAborted();
+      if (performance.now() > deadline) return;
+      await sleep(POLL_MS);
+    }
+    // Where the kernel carries the packets its table is written a moment later.
+    for (const host of this.#hosts) {
+      for (const address of this.next(host).pod.addresses) {
+        const echo = { host: address.toString(), sizes: [64], intervalMs: 0, timeoutMs: 200 };
+        while (performance.now() < deadline && (await host.endpoint.call('udpEcho', echo)).received === 0) {
+          this.#control.signal.throwIfAborted();
+        }
+      }
+    }
   }
 
   async #populate(place: HostPlace): Promise<LabHost> {
