@@ -304,6 +304,7 @@ function overlayOptions(
     ...(config.renewMarginMs === undefined ? {} : { renewMarginMs: config.renewMarginMs }),
     ...(config.vxlanMode === undefined ? {} : { vxlanMode: config.vxlanMode }),
     ...(config.port === undefined ? {} : { port: config.port }),
+    ...(Object.keys(config.peerSources).length === 0 ? {} : { peerSources: config.peerSources }),
     ...(config.txQueueLength === undefined ? {} : { txQueueLength: config.txQueueLength }),
     // As flanneld: whoever writes the config may come later. A directory is at hand and mended at once.
     waitForConfig: config.store.kind === 'etcd',

@@ -10,6 +10,7 @@ import { errnoOf, messageOf, PodwireError } from '../errors.js';
 import { type InterfaceChoice, parseInterfacePattern } from '../host/select-interface.js';
 import { parseDotenv } from '../host/subnet-env.js';
 import type { DataplaneOptions, FirewallOptions } from '../index.js';
+import { Address } from '../net/prefix.js';
 import { defaultControlSocket } from './control-path.js';
 import { FlagReader, type FlagValues } from './flag-reader.js';
 import { FLAGS, readInt } from './flags.js';
@@ -36,6 +37,8 @@ export interface AgentConfig {
   readonly vxlanMode?: 'auto' | 'user' | 'kernel';
   /** UDP port of this host's tunnel, where it is not the network's. */
   readonly port?: number;
+  /** Further outer addresses of other hosts, by the address in their leases. */
+  readonly peerSources: Readonly<Record<string, readonly string[]>>;
   readonly dataplane: Pick<
     DataplaneOptions,
     'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'peerProbes'
@@ -100,6 +103,7 @@ export function readAgentConfig(given: FlagValues, environment: NodeJS.ProcessEn
     ...(read.isSet('port') ? { port: read.int('port', 1, 65_535) } : {}),
     ...(read.isSet('vxlan-mode') ? { vxlanMode: read.choice('vxlan-mode', ['auto', 'user', 'kernel']) } : {}),
     ...(read.isSet('tx-queue-length') ? { txQueueLength: read.int('tx-queue-length', 1, 1_000_000) } : {}),
+    peerSources: readPeerSourceFlags(read),
     dataplane: readDataplane(read),
     ...(health === undefined ? {} : { health }),
     metricsPeers: read.int('metrics-peers', 0, 10_000),
@@ -220,6 +224,24 @@ function readDataplane(read: FlagReader): AgentConfig['dataplane'] {
     peerProbes: read.bool('peer-probes'),
     ...(read.bool('path-mtu-probes') ? {} : { pathMtu: false as const }),
   };
+}
+
+/** `PUBLICIP=ADDRESS`, each time for one more address. @throws {PodwireError} INVALID_ADDRESS. */
+function readPeerSourceFlags(read: FlagReader): Record<string, string[]> {
+  const sources: Record<string, string[]> = {};
+  // A variable has one value: several stand with commas.
+  for (const text of read.list('peer-source').flatMap((value) => value.split(','))) {
+    if (text === '') continue;
+    const [peer, source, ...more] = text.split('=').map((part) => Address.tryParse(part.trim()));
+    if (peer === undefined || source === undefined || more.length > 0 || peer.family !== source.family) {
+      throw new PodwireError(
+        'INVALID_ADDRESS',
+        `${read.origin('peer-source')} ${JSON.stringify(text)} is not PUBLICIP=ADDRESS, two addresses of one family: the one in the host's lease, and another that it sends from`,
+      );
+    }
+    (sources[peer.toString()] ??= []).push(source.toString());
+  }
+  return sources;
 }
 
 function readMargin(read: FlagReader, leaseTtlMs: number): number | undefined {

@@ -115,6 +115,7 @@ export const FLAGS: readonly Flag[] = [
     ['vxlan-mode', 'text', 'auto|user|kernel', "who carries vxlan packets (default: the config's Mode, auto)"],
     ['tx-queue-length', 'text', 'packets', 'queue of the TUN device (default: 2000)'],
     ['workers', 'text', 'auto|N', 'worker threads, one TUN queue and socket each', 'auto'],
+    ['peer-source', 'list', 'publicip=address', 'another address that the host of a lease sends from (repeatable)'],
     ['source-check', 'text', 'off|lease|strict', 'who may send to us, and for whom', 'lease'],
     ['source-port', 'text', 'flow|fixed', 'outer source port: one a flow, or always the port', 'flow'],
     ['tun-offload', 'text', 'auto|uso|tso|csum|none', 'best offload to ask of the TUN', 'auto'],

@@ -20,7 +20,7 @@ import type { Family, Prefix } from '../net/prefix.js';
 import type { Backend, BackendOptions, DataplaneChoices } from './backends/backend.js';
 import { ReopeningBackend } from './backends/reopening.js';
 import { openBackend } from './backends/table.js';
-import { underlayFamilies } from './backends/underlay.js';
+import { readPeerSources, underlayFamilies } from './backends/underlay.js';
 import type { VxlanMode } from './backends/vxlan-config.js';
 import { Backoff, type Clock, pause, systemClock, throwIfAborted } from './clock.js';
 import { DurableStore } from './durable-store.js';
@@ -62,6 +62,11 @@ export interface OverlayOptions {
   readonly vxlanMode?: VxlanMode;
   /** UDP port of this host's tunnel where the network's cannot be had; the lease tells it to podwire peers. */
   readonly port?: number;
+  /**
+   * Further outer addresses that hosts send from, by the address in their leases: for a host whose packets do not come
+   * from its PublicIP (a flanneld with `--public-ip`). Their packets would be dropped by the source check.
+   */
+  readonly peerSources?: Readonly<Record<string, readonly string[]>>;
   readonly logger?: Logger;
   /** Gives up a start that has not finished; no effect afterwards. */
   readonly signal?: AbortSignal;
@@ -108,6 +113,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   const runner = seams.runner ?? run;
   const clock = seams.clock ?? systemClock;
   const subnetFile = options.subnetFile ?? DEFAULT_SUBNET_FILE;
+  const peerSources = options.peerSources === undefined ? undefined : readPeerSources(options.peerSources);
   await (seams.checkSystem ?? checkSystem)();
   const state = statePath(options.stateDirectory, subnetFile);
   const durable =
@@ -178,6 +184,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       onRouteFault,
       ...(options.vxlanMode === undefined ? {} : { vxlanMode: options.vxlanMode }),
       ...(options.port === undefined ? {} : { port: options.port }),
+      ...(peerSources === undefined ? {} : { peerSources }),
       ...(state === undefined ? {} : { state }),
       ...(options.txQueueLength === undefined ? {} : { txQueueLength: options.txQueueLength }),
       ...(seams.openDataplane === undefined ? {} : { openDataplane: seams.openDataplane }),

@@ -21,6 +21,8 @@ export type DataplaneChoices = Pick<
   'device' | 'workers' | 'sourceCheck' | 'sourcePort' | 'offload' | 'spin' | 'pathMtu' | 'peerProbes' | 'maxRoutes'
 >;
 
+export type PeerSources = ReadonlyMap<string, readonly Address[]>;
+
 export interface BackendOptions {
   readonly network: NetworkConfig;
   readonly underlay: SelectedInterface;
@@ -35,6 +37,8 @@ export interface BackendOptions {
   readonly vxlanMode?: VxlanMode;
   /** UDP port of this host's tunnel, where it is not the network's (udp, and vxlan in user space). */
   readonly port?: number;
+  /** Further outer addresses that hosts send from, by the text of their leases' address. */
+  readonly peerSources?: PeerSources;
   readonly runner: Runner;
   readonly logger: Logger;
   /**

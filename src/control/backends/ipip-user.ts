@@ -13,7 +13,7 @@ import { networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
 import { baseAddresses, chooseWays, requireGuard } from './kernel-backend.js';
 import { type KernelBase, KernelPaths } from './kernel-paths.js';
-import { otherType, ownPublicAddresses, peerAddress, refuseLoop } from './underlay.js';
+import { otherType, ownPublicAddresses, peerAddress, refuseLoop, sendersOf } from './underlay.js';
 
 export interface UserIpipOptions {
   /** Name of the TUN. */
@@ -149,7 +149,8 @@ export class UserIpipBackend implements Backend {
 
   /** The tunnel knows direct peers too: they may send through it all the same. */
   setRoute(prefix: Prefix, lease: Lease): void {
-    this.dataplane.routes.set(prefix, { address: peerAddress(prefix, lease)! });
+    const address = peerAddress(prefix, lease)!;
+    this.dataplane.routes.set(prefix, { address, ...sendersOf(this.#options, address) });
     this.#wanted.set(prefix.toString(), { prefix, lease });
     if (this.#ipip.directRouting) void this.#paths.settle();
   }

@@ -24,7 +24,7 @@ import type { Address, Family, Prefix } from '../../net/prefix.js';
 import { departing, type Lease, type LeaseAttributes, subnetsOf } from '../lease.js';
 import { backendOption, type NetworkConfig, networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
-import { hasIpv6Underlay, ownPublicAddresses, refuseLoop } from './underlay.js';
+import { hasIpv6Underlay, ownPublicAddresses, refuseLoop, sendersOf } from './underlay.js';
 
 /** flannel's port (contract 4.1); the same on every host of a network, because no lease names it. */
 export const DEFAULT_UDP_PORT = 8285;
@@ -190,7 +190,7 @@ export class UdpBackend implements Backend {
   setRoute(prefix: Prefix, lease: Lease): void {
     const { publicIp, publicIpv6, port = this.#networkPort } = lease.attributes;
     const address = this.#outer === 6 && publicIpv6 !== undefined ? publicIpv6 : publicIp;
-    this.dataplane.routes.set(prefix, { address, port });
+    this.dataplane.routes.set(prefix, { address, port, ...sendersOf(this.#options, address) });
   }
 
   removeRoute(prefix: Prefix): boolean {

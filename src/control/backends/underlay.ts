@@ -4,6 +4,7 @@ import type { SelectedInterface } from '../../host/select-interface.js';
 import { Address, type Family, type Prefix } from '../../net/prefix.js';
 import type { Lease, LeaseAttributes } from '../lease.js';
 import { backendOption, type NetworkConfig } from '../network-config.js';
+import type { BackendOptions, PeerSources } from './backend.js';
 
 /**
  * An outer packet to an address inside the overlay would be sent into the tunnel again, for ever.
@@ -26,6 +27,37 @@ export function peerAddress(prefix: Prefix, lease: Lease): Address | undefined {
   const { publicIp, publicIpv6 } = lease.attributes;
   if (prefix.family === 6) return publicIpv6;
   return publicIp.isUnspecified ? undefined : publicIp;
+}
+
+/** Whom packets of a host may come from besides its lease's `address`: for the next hops of user-space backends. */
+export function sendersOf(
+  { peerSources }: BackendOptions,
+  address: Address,
+): { readonly senders?: readonly Address[] } {
+  const senders = peerSources?.get(address.toString());
+  return senders === undefined ? {} : { senders };
+}
+
+/**
+ * Reads such addresses as a caller gives them.
+ *
+ * @throws {PodwireError} `INVALID_ADDRESS`.
+ */
+export function readPeerSources(given: Readonly<Record<string, readonly string[]>>): PeerSources {
+  return new Map(
+    Object.entries(given).map(([peer, sources]) => {
+      const address = Address.parse(peer);
+      const senders = sources.map((text) => Address.parse(text));
+      const other = senders.find(({ family }) => family !== address.family);
+      if (other !== undefined) {
+        throw new PodwireError(
+          'INVALID_ADDRESS',
+          `${other.toString()} cannot be a source of ${peer}: a tunnel's outer packets are all of one family`,
+        );
+      }
+      return [address.toString(), senders];
+    }),
+  );
 }
 
 /** What a lease of ours says about addresses; `0.0.0.0` for an IPv4 address that an IPv6-only host has not got. */

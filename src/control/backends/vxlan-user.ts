@@ -19,7 +19,7 @@ import { networksOf } from '../network-config.js';
 import type { Backend, BackendOptions } from './backend.js';
 import { baseAddresses, chooseWays, requireGuard } from './kernel-backend.js';
 import { type KernelBase, KernelPaths } from './kernel-paths.js';
-import { otherType, peerAddress, refuseLoop, withoutAddress } from './underlay.js';
+import { otherType, peerAddress, refuseLoop, sendersOf, withoutAddress } from './underlay.js';
 import { vtepMac } from './vtep.js';
 import { peerVtep, type VxlanConfig } from './vxlan-config.js';
 import {
@@ -261,8 +261,10 @@ export class UserVxlanBackend implements Backend {
 
   /** The tunnel knows direct peers too: they may send through it all the same. */
   #program(prefix: Prefix, lease: Lease): void {
+    const address = peerAddress(prefix, lease)!;
     this.#leg(prefix)?.dataplane?.routes.set(prefix, {
-      address: peerAddress(prefix, lease)!,
+      address,
+      ...sendersOf(this.#options, address),
       port: lease.attributes.port ?? this.#config.port,
       vtepMac: peerVtep(lease, prefix, this.#config.vni).toString(),
     });

@@ -21,7 +21,8 @@ export class FakeDataplane {
     const routes = {
       set: (prefix: unknown, nextHop: NextHop) => {
         if (this.refuse.has(String(prefix))) throw new PodwireError('CAPACITY', 'the table is full');
-        this.table.set(String(prefix), `${String(nextHop.address)}:${nextHop.port}`);
+        const senders = nextHop.senders === undefined ? '' : ` from ${nextHop.senders.join(' ')}`;
+        this.table.set(String(prefix), `${String(nextHop.address)}:${nextHop.port}${senders}`);
       },
       delete: (prefix: unknown) => this.table.delete(String(prefix)),
     };

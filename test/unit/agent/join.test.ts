@@ -122,6 +122,27 @@ describe('a start', () => {
     expect(dataplane.options?.bind.port).toBe(8285);
   });
 
+  test('hosts are also believed from the other addresses that they are said to send from', async () => {
+    const { overlay } = await attempt({ options: { peerSources: { '192.168.1.66': ['192.168.9.6', '192.168.9.7'] } } });
+    server.put('10.42.66.0-24', peer('192.168.1.66'));
+    server.put('10.42.67.0-24', peer('192.168.1.67'));
+    await until(() => dataplane.table.size === 2, { what: 'the routes' });
+    expect(dataplane.table.get('10.42.66.0/24')).toBe('192.168.1.66:9000 from 192.168.9.6 192.168.9.7');
+    expect(dataplane.table.get('10.42.67.0/24')).toBe('192.168.1.67:9000');
+    await overlay.close();
+  });
+
+  test.each([
+    [{ '192.168.1.66': ['fd00::6'] }, /fd00::6 cannot be a source of 192\.168\.1\.66/],
+    [{ host: ['192.168.9.6'] }, /host/],
+  ])('sources %j of a peer are refused', async (peerSources, message) => {
+    await expect(attempt({ options: { peerSources } })).rejects.toMatchObject({
+      code: 'INVALID_ADDRESS',
+      message: expect.stringMatching(message) as string,
+    });
+    expect(dataplane.events).toEqual([]);
+  });
+
   test('waits for a store that is away, telling it once, and goes on when it is back', async () => {
     let away = true;
     server = new MemoryStoreServer({ config: CONFIG, fault: () => (away ? 'fail' : 'none') });
