@@ -1,7 +1,7 @@
 /*
  * Shared memory layout: the words that TypeScript (src/dataplane/batch.ts, counters.ts) and C both read and write.
  * One worker thread owns one set of these tables; nothing here is shared between workers.
- * All words are host byte order int32 unless said otherwise. addon.c exports these numbers so that a test can hold
+ * All words are host byte order int32 unless said otherwise. addon-engine.c exports these numbers so that a test can hold
  * both sides against each other.
  */
 #ifndef PODWIRE_LAYOUT_H

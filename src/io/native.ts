@@ -14,7 +14,7 @@ interface NativeEngine {
   readonly destroy: (this: void) => void;
 }
 
-/** What native/addon.c exports; counts or -errno. */
+/** What native/addon.c and addon-engine.c export; counts or -errno. */
 interface Addon {
   tunOpen(
     name: string,
