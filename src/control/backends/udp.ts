@@ -94,6 +94,8 @@ export class UdpBackend implements Backend {
       configuredMtu: configuredMtuReader(runner),
       logger,
     });
+    // It may fail first: what the host says is heard all the same, and tells more.
+    opening.catch(() => undefined);
     const { own, stale } = await askHost(options).catch(async (error: unknown) => {
       await opening.then((opened) => opened.close()).catch(() => undefined);
       throw error;
