@@ -6,6 +6,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createPrivateKey, createPublicKey, randomBytes } from 'node:crypto';
 import { link, mkdir, open, readFile, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
@@ -139,6 +140,10 @@ export interface WireguardDeviceOptions {
 /** wg opens the file it is given; a child's standard input is a socket here, which cannot be opened, a pipe can. */
 const SYNC = 'cat | wg syncconf "$1" /dev/stdin';
 const GO_PROGRAM = 'wireguard-go';
+/** Where wireguard-go listens for wg, one socket a device. */
+const SOCKETS = '/var/run/wireguard';
+/** How long one that has lost its device may take to end. */
+const LEAVING_LIMIT_MS = 3_000;
 const READY_LIMIT_MS = 5_000;
 const READY_STEP_MS = 20;
 const RESTART_MS = { first: 200, last: 10_000 };
@@ -206,6 +211,7 @@ export class WireguardDevice {
 
   async #launch(): Promise<void> {
     const { runner, device, onNotice } = this.#options;
+    await untilUnheard(device);
     const child = spawn(GO_PROGRAM, ['-f', device], {
       stdio: ['ignore', 'ignore', 'pipe'],
       env: { ...programEnvironment(), WG_PROCESS_FOREGROUND: '1', LOG_LEVEL: 'error' },
@@ -216,7 +222,8 @@ export class WireguardDevice {
     child.stderr?.setEncoding('utf8').on('data', (text: string) => (said = (said + text).slice(-2_000)));
     const ended = new Promise<string>((resolve) => {
       child.once('error', (error) => resolve(messageOf(error)));
-      child.once('exit', (code, signal) => {
+      // Not 'exit': what it said may come behind that.
+      child.once('close', (code, signal) => {
         // It prints a banner; what counts is its last line.
         const last = said.trim().split('\n').at(-1) ?? '';
         resolve(`${signal ?? `exit code ${String(code)}`}${last === '' ? '' : `: ${last}`}`);
@@ -269,6 +276,26 @@ export class WireguardDevice {
       );
     }, delayMs);
   }
+}
+
+/**
+ * A wireguard-go whose agent was killed ends when its device goes. Until then its socket is in use, and what it removes
+ * at its end would be the next one's.
+ */
+async function untilUnheard(device: string): Promise<void> {
+  const deadline = performance.now() + LEAVING_LIMIT_MS;
+  while (performance.now() < deadline && (await isHeard(`${SOCKETS}/${device}.sock`))) await sleep(READY_STEP_MS);
+}
+
+function isHeard(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
 }
 
 async function removeDevice(runner: Runner, device: string): Promise<void> {
