@@ -27,12 +27,20 @@ describe.skipIf(missing({ ...CLUSTER_NEEDS, commands: [...(CLUSTER_NEEDS.command
       await ours.join(OURS);
       await cluster.connected();
       const [a, b] = cluster.pods() as [Pod, Pod];
-      const seen = await capture(cluster.underlay, 'h1', 'udp port 8285', async () => {
-        await a.ns.ok('ping', ['-c', '3', '-i', '0.05', '-W', '2', '-n', '-s', '1444', '-M', 'do', b.address]);
-        await b.ns.ok('ping', ['-c', '3', '-i', '0.05', '-W', '2', '-n', '-s', '100', a.address]);
-      });
       // Below 20 bytes is nothing that either of them forwards.
-      const datagrams = seen.filter(({ payload }) => payload.length >= 20);
+      const forwarded = (seen: readonly CapturedDatagram[]): CapturedDatagram[] =>
+        seen.filter(({ payload }) => payload.length >= 20);
+      const seen = await capture(
+        cluster.underlay,
+        'h1',
+        'udp port 8285',
+        async () => {
+          await a.ns.ok('ping', ['-c', '3', '-i', '0.05', '-W', '2', '-n', '-s', '1444', '-M', 'do', b.address]);
+          await b.ns.ok('ping', ['-c', '3', '-i', '0.05', '-W', '2', '-n', '-s', '100', a.address]);
+        },
+        (soFar) => forwarded(soFar).length >= 12,
+      );
+      const datagrams = forwarded(seen);
       const from = (underlay: string): CapturedDatagram[] => datagrams.filter(({ source }) => source === underlay);
       for (const [sender, receiver] of [
         [theirs, ours],

@@ -33,12 +33,15 @@ function parse(frame: Buffer): CapturedDatagram {
  * What passes an interface while `work` runs, in order.
  *
  * @param filter of tcpdump; it must let through whole IPv4 UDP datagrams only.
+ * @param isComplete whether all that is to come has come: tcpdump gets a packet after the program it was for, and what
+ *   it has not read when it ends is lost.
  */
 export async function capture(
   ns: NetNs,
   device: string,
   filter: string,
   work: () => Promise<void>,
+  isComplete: (seen: readonly CapturedDatagram[]) => boolean,
 ): Promise<CapturedDatagram[]> {
   const args = ['-i', device, '-U', '-s', '0', '-w', '-', '--immediate-mode', filter];
   await using tcpdump = ns.spawn('tcpdump', args);
@@ -47,12 +50,21 @@ export async function capture(
   tcpdump.child.stdout?.on('data', (text: string) => chunks.push(Buffer.from(text, 'latin1')));
   await until(() => /listening on/.test(tcpdump.stderr), { what: 'tcpdump to listen' });
   await work();
+  // What does not come at all is for the caller to see in the result.
+  await until(() => isComplete(read(chunks)), { what: 'the last datagram', timeoutMs: 5_000 }).catch(() => undefined);
   await tcpdump.stop('SIGINT');
+  return read(chunks);
+}
+
+/** pcap: a header of 24 bytes, then for each frame 16 bytes, the stored length in the third word, and the frame. */
+function read(chunks: readonly Buffer[]): CapturedDatagram[] {
   const file = Buffer.concat(chunks);
   const datagrams: CapturedDatagram[] = [];
-  // pcap: a header of 24 bytes, then for each frame 16 bytes, the stored length in the third word, and the frame.
-  for (let at = 24; at + 16 <= file.length; at += 16 + file.readUInt32LE(at + 8)) {
-    datagrams.push(parse(file.subarray(at + 16, at + 16 + file.readUInt32LE(at + 8))));
+  for (let at = 24; at + 16 <= file.length;) {
+    const end = at + 16 + file.readUInt32LE(at + 8);
+    if (end > file.length) break;
+    datagrams.push(parse(file.subarray(at + 16, end)));
+    at = end;
   }
   return datagrams;
 }
