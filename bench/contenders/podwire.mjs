@@ -153,8 +153,9 @@ export const podwireTraced = podwireContender('podwire-traced', 'podwire under -
  * @param {string} name
  * @param {string} about
  * @param {Readonly<Record<string, unknown>>} backend
+ * @param {import('../lib/topology.mjs').Family} [family]
  */
-const withBackend = (name, about, backend) => podwireContender(name, about, [], [], [], backend);
+const withBackend = (name, about, backend, family) => podwireContender(name, about, [], [], [], backend, family);
 
 export const podwireVxlanKernel = withBackend('podwire-vxlan-kernel', "podwire agents, the kernel's vxlan device", {
   Type: 'vxlan',
@@ -163,12 +164,9 @@ export const podwireVxlanKernel = withBackend('podwire-vxlan-kernel', "podwire a
 export const podwireHostGw = withBackend('podwire-host-gw', 'podwire agents, host-gw: compare with direct', {
   Type: 'host-gw',
 });
-export const podwireIpv6 = podwireContender(
+export const podwireIpv6 = withBackend(
   'podwire-ipv6',
   'podwire agents, IPv6 pods over an IPv6 underlay: compare with podwire',
-  [],
-  [],
-  [],
   { Type: 'udp' },
   6,
 );

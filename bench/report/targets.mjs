@@ -35,7 +35,7 @@ import { ratio, spread } from './stats.mjs';
  * @returns {Target}
  */
 function ratioTarget(title, metric, relation, veth, nic, against = 'vxlan') {
-  return { title, metric, contender: 'podwire', against, relation, limits: { veth, nic } };
+  return backendTarget(title, metric, 'podwire', against, veth, nic, relation);
 }
 
 /**

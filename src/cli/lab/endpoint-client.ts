@@ -103,6 +103,15 @@ export class Endpoint implements AsyncDisposable {
     return result as Result<N>;
   }
 
+  /** Sends a small datagram again and again until one is echoed by `host`. @param deadline as performance.now() */
+  async reaches(host: string, deadline: number): Promise<boolean> {
+    while (performance.now() < deadline) {
+      const echo = await this.call('udpEcho', { host, sizes: [64], intervalMs: 0, timeoutMs: 200 });
+      if (echo.received === 1) return true;
+    }
+    return false;
+  }
+
   /** Ends the program; never fails. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#child.connected) this.#child.disconnect();

@@ -200,36 +200,17 @@ async function who({ host, timeoutMs }: Parameters<Calls['who']>[0]) {
   });
 }
 
-/** Both ends of a connection, and what the other side says within the time. */
-async function whoIsThere(socket: Socket, timeoutMs: number): Promise<string> {
-  const { localAddress, localPort, remoteAddress, remotePort } = socket;
-  const said = await new Promise<string>((resolve) => {
-    const timer = setTimeout(() => resolve('says nothing'), timeoutMs);
-    socket.once('data', (data) => resolve(`says ${JSON.stringify(data.toString())}`));
-    socket.once('end', () => resolve('closes it'));
-    socket.on('error', (error) => resolve(messageOf(error)));
+/** One try; undefined when a refusal was reported as a connection. */
+async function connectOnce(host: string, timeoutMs: number): Promise<string | undefined> {
+  const socket = connect({ host, port: PORTS.who });
+  const outcome = await new Promise<string | undefined>((resolve) => {
+    const timer = setTimeout(() => resolve('no answer'), timeoutMs);
+    socket.once('connect', () => resolve(socket.remoteAddress === undefined ? undefined : 'connected'));
+    socket.on('error', (error) => resolve(errnoOf(error) ?? error.message));
     socket.once('close', () => clearTimeout(timer));
   });
-  return `${String(localAddress)}:${String(localPort)} to ${String(remoteAddress)}:${String(remotePort)}, which ${said}`;
-}
-
-/** One try; undefined when a refusal was reported as a connection. */
-async function connectOnce(host: string, timeoutMs: number): Promise<{ outcome: string; with?: string } | undefined> {
-  const socket = connect({ host, port: PORTS.who });
-  try {
-    const outcome = await new Promise<string>((resolve) => {
-      const timer = setTimeout(() => resolve('no answer'), timeoutMs);
-      socket.once('connect', () => resolve('connected'));
-      socket.on('error', (error) => resolve(errnoOf(error) ?? error.message));
-      socket.once('close', () => clearTimeout(timer));
-    });
-    if (outcome !== 'connected') return { outcome };
-    if (socket.remoteAddress === undefined) return undefined;
-    // Nobody should be there: then it matters who is.
-    return { outcome, with: await whoIsThere(socket, timeoutMs) };
-  } finally {
-    socket.destroy();
-  }
+  socket.destroy();
+  return outcome;
 }
 
 /**
@@ -238,10 +219,11 @@ async function connectOnce(host: string, timeoutMs: number): Promise<{ outcome: 
  */
 async function tryConnect({ host, timeoutMs }: Parameters<Calls['connect']>[0]) {
   const start = performance.now();
-  for (;;) {
-    const found = await connectOnce(host, timeoutMs);
-    if (found !== undefined) return { ...found, milliseconds: performance.now() - start };
-  }
+  let outcome: string | undefined;
+  do {
+    outcome = await connectOnce(host, timeoutMs);
+  } while (outcome === undefined && performance.now() - start < timeoutMs);
+  return { outcome: outcome ?? 'no answer', milliseconds: performance.now() - start };
 }
 
 const stream = new Stream();

@@ -105,10 +105,8 @@ export class Lab implements AsyncDisposable {
     // Where the kernel carries the packets its table is written a moment later.
     for (const host of this.#hosts) {
       for (const address of this.next(host).pod.addresses) {
-        const echo = { host: address.toString(), sizes: [64], intervalMs: 0, timeoutMs: 200 };
-        while (performance.now() < deadline && (await host.endpoint.call('udpEcho', echo)).received === 0) {
-          this.#control.signal.throwIfAborted();
-        }
+        this.#control.signal.throwIfAborted();
+        await host.endpoint.reaches(address.toString(), deadline);
       }
     }
   }

@@ -79,10 +79,8 @@ async function reach(lab: Lab, guest: LabHost): Promise<readonly [string, string
   const start = performance.now();
   const [a, b] = lab.pair;
   const until = async (from: LabHost, to: LabHost): Promise<string> => {
-    while (performance.now() < start + REACH_TIMEOUT_MS) {
-      const args = { host: to.pod.address.toString(), sizes: [64], intervalMs: 0, timeoutMs: 200 };
-      if ((await from.endpoint.call('udpEcho', args)).received === 1) return (performance.now() - start).toFixed(0);
-    }
+    const isReached = await from.endpoint.reaches(to.pod.address.toString(), start + REACH_TIMEOUT_MS);
+    if (isReached) return (performance.now() - start).toFixed(0);
     const route = `${String(from.place.number)}→${String(to.place.number)}`;
     throw new Error(`${route}: no echo within ${String(REACH_TIMEOUT_MS / 1000)} s`);
   };
@@ -107,10 +105,9 @@ async function leave(lab: Lab, guest: LabHost): Promise<Finding> {
     await sleep(20);
   }
   const withdrawn = (performance.now() - start).toFixed(0);
-  const { outcome, with: other } = await a.endpoint.call('connect', { host: address, timeoutMs: 2000 });
+  const { outcome } = await a.endpoint.call('connect', { host: address, timeoutMs: 2000 });
   const ok = isUnreachable(lab, outcome);
-  const who = other === undefined ? '' : ` (${other})`;
-  return { ok, detail: `${subnet} withdrawn within ${withdrawn} ms, its pod: ${outcome}${who}` };
+  return { ok, detail: `${subnet} withdrawn within ${withdrawn} ms, its pod: ${outcome}` };
 }
 
 function judgeTraffic(sampler: Sampler): Finding {

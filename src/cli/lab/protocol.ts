@@ -50,16 +50,8 @@ export interface Calls {
   pingPong(args: { host: string; flow: string; rounds: number; timeoutMs: number }): UdpEchoResult;
   /** How the other side sees our address. */
   who(args: { host: string; timeoutMs: number }): { readonly tcp: string; readonly udp: string };
-  /**
-   * Tries a TCP connection to the service {@link who}; resolves with the error's code (`ENETUNREACH`, `ETIMEDOUT`, …)
-   * or `connected`, and then with who is there.
-   */
-  connect(args: { host: string; timeoutMs: number }): {
-    readonly outcome: string;
-    /** Both ends of the connection, and what the other side said. */
-    readonly with?: string;
-    readonly milliseconds: number;
-  };
+  /** Tries a TCP connection; resolves with the error's code (`ENETUNREACH`, `ETIMEDOUT`, …) or `connected`. */
+  connect(args: { host: string; timeoutMs: number }): { readonly outcome: string; readonly milliseconds: number };
   /** Receives from the host's source service until `stopStream`. */
   startStream(args: { host: string }): null;
   stopStream(args: Record<string, never>): null;
