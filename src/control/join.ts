@@ -167,7 +167,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       await checkSubnetEnvWritable(subnetFile);
     }
     throwIfAborted(signal, 'joining the overlay');
-    const monitor = seams.monitor ?? HostMonitor.start({ onNotice: (level, message) => logger[level]({}, message) });
+    const monitor = seams.monitor ?? new HostMonitor({ onNotice: (level, message) => logger[level]({}, message) });
     undo.push(() => monitor.close());
     const say = (level: 'info' | 'warn' | 'error', fields: object, message: string): void =>
       logger[level](fields, message);

@@ -127,16 +127,13 @@ export class RunningOverlay implements Overlay {
     this.#requireInside(lease, network);
     // Never rejects, and need not wait for the device.
     const firewall = this.#options.firewall?.apply(subnetsOf(lease));
-    await this.#backend.begin(lease);
-    // Whoever reads the subnet file finds the rules in place.
-    await firewall;
-    try {
-      await this.#subnetFile.write();
-    } catch (error) {
-      // A full disk must not keep a host from its network when the file says the right thing already.
-      if (!(await this.#subnetFile.isRight())) throw error;
-      this.#logger.warn({}, messageOf(error));
-    }
+    await this.#backend.begin(lease, async () => {
+      // Whoever reads the subnet file finds the rules in place.
+      await firewall;
+      await this.#writeSubnetFile();
+      // Not before: its programs would compete with what a host's pods wait for.
+      this.#options.monitor.listen();
+    });
     const needsPort = this.dataplane === undefined || this.#backend.isWithoutPort;
     if (this.#options.peerProbes && needsPort && !this.#backend.isPassive) await this.#signs.open(this.interface);
     const families = networksOf(network).map(({ family }) => family);
@@ -151,6 +148,16 @@ export class RunningOverlay implements Overlay {
       },
       'ready',
     );
+  }
+
+  async #writeSubnetFile(): Promise<void> {
+    try {
+      await this.#subnetFile.write();
+    } catch (error) {
+      // A full disk must not keep a host from its network when the file says the right thing already.
+      if (!(await this.#subnetFile.isRight())) throw error;
+      this.#logger.warn({}, messageOf(error));
+    }
   }
 
   status(): OverlayStatus {

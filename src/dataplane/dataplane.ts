@@ -68,6 +68,8 @@ export class Dataplane implements AsyncDisposable {
   readonly capabilities: Capabilities;
   /** Resolves after {@link close}; rejects when the data plane cannot go on, for instance because the TUN is gone. */
   readonly closed: Promise<void>;
+  /** Resolves when every worker carries packets; rejects when one cannot start, and then close() is the caller's. */
+  readonly forwarding: Promise<void>;
   readonly #parts: Parts;
   readonly #pathMtu: PathMtuTable;
   readonly #dropLog: DropLog;
@@ -79,6 +81,8 @@ export class Dataplane implements AsyncDisposable {
   private constructor(parts: Parts, failed: Promise<PodwireError>) {
     const { options, kernel, fib } = parts;
     this.#parts = parts;
+    this.forwarding = parts.supervisor.start();
+    this.forwarding.catch(() => undefined); // whoever waits for it hears it
     this.device = kernel.device;
     this.capabilities = kernel.capabilities;
     this.mtu = options.mtu;
@@ -127,6 +131,23 @@ export class Dataplane implements AsyncDisposable {
    * ADDON, SYSTEM
    */
   static async open(options: DataplaneOptions): Promise<Dataplane> {
+    const dataplane = Dataplane.start(options);
+    try {
+      await dataplane.forwarding;
+    } catch (error) {
+      await dataplane.close();
+      throw error;
+    }
+    return dataplane;
+  }
+
+  /**
+   * {@link open} without the wait for the workers, whose threads need a while to come up: device and sockets are there
+   * when it returns, packets wait in them until {@link forwarding} resolves.
+   *
+   * @throws PodwireError as {@link open}; nothing is left behind
+   */
+  static start(options: DataplaneOptions): Dataplane {
     const resolved = resolveOptions(options, availableParallelism());
     const memory = createFibMemory({
       maxRoutes: resolved.maxRoutes,
@@ -159,13 +180,6 @@ export class Dataplane implements AsyncDisposable {
       fail = resolve;
     });
     const supervisor = new Supervisor(resolved, kernel, fib, policy, memories, fail);
-    try {
-      await supervisor.start();
-    } catch (error) {
-      await supervisor.stop();
-      kernel.close();
-      throw error;
-    }
     return new Dataplane({ options: resolved, kernel, fib, policy, supervisor, activity }, failed);
   }
 

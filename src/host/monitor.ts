@@ -40,6 +40,8 @@ export interface MonitorStats {
 
 /** What {@link HostMonitor} is to those who listen; tests put another in its place. */
 export interface Monitor {
+  /** From now on events are heard; what was before is a burst with `everything`. Once, and not after `close`. */
+  listen(): void;
   /** Calls back with every burst until the returned function is called. */
   subscribe(listener: (events: HostEvents) => void): () => void;
   stats(): MonitorStats;
@@ -101,15 +103,20 @@ export class HostMonitor implements Monitor, AsyncDisposable {
   #burst: Burst | undefined;
   #restartTimer: NodeJS.Timeout | undefined;
 
-  private constructor(options: MonitorOptions) {
+  constructor(options: MonitorOptions = {}) {
     this.#options = options;
   }
 
-  /** Starts at once and never fails: what keeps it from listening is told through `onNotice`, and tried again. */
+  /** A monitor that listens. */
   static start(options: MonitorOptions = {}): HostMonitor {
     const monitor = new HostMonitor(options);
-    monitor.#launch();
+    monitor.listen();
     return monitor;
+  }
+
+  /** Never fails: what keeps it from listening is told through `onNotice`, and tried again. */
+  listen(): void {
+    if (!this.#closed) this.#launch();
   }
 
   subscribe(listener: (events: HostEvents) => void): () => void {

@@ -6,10 +6,10 @@
  * to remove at the end, also after kill -9.
  */
 import { messageOf, PodwireError } from '../errors.js';
-import { Address, type Prefix } from '../net/prefix.js';
+import type { Address, Prefix } from '../net/prefix.js';
 import { ipBatch, ipJson, type Runner } from './exec.js';
 import type { DesiredSwitch, GuardedState } from './guard.js';
-import { listField, textField } from './interfaces.js';
+import { type HostInterface, listInterfaces, textField } from './interfaces.js';
 import { ROUTE_PROTOCOL } from './routes.js';
 import { ensureSwitch } from './system.js';
 
@@ -110,14 +110,14 @@ export async function listTunDevices(runner: Runner): Promise<Set<string>> {
 
 /** Every address of this host but loopback's: what a peer's packet must not carry as its source. */
 export async function listOwnAddresses(runner: Runner): Promise<Address[]> {
-  const addresses: Address[] = [];
-  for (const entry of await ipJson(runner, ['address', 'show'])) {
-    for (const info of listField(entry, 'addr_info')) {
-      const address = Address.tryParse(textField(info, 'local') ?? '');
-      if (address !== undefined && !address.isLoopback && !address.isLinkLocal) addresses.push(address);
-    }
-  }
-  return addresses;
+  return ownAddressesOf(await listInterfaces(runner));
+}
+
+/** {@link listOwnAddresses} of a host that has been looked at. */
+export function ownAddressesOf(interfaces: readonly HostInterface[]): Address[] {
+  return interfaces
+    .flatMap(({ addresses }) => addresses.map(({ address }) => address))
+    .filter((address) => !address.isLoopback && !address.isLinkLocal);
 }
 
 function hostAddress(subnet: Prefix): string {

@@ -16,6 +16,8 @@ export class QuietMonitor implements Monitor {
   readonly #listeners = new Set<(events: HostEvents) => void>();
   closed = false;
 
+  listen(): void {}
+
   subscribe(listener: (events: HostEvents) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);

@@ -36,7 +36,9 @@ export class AllocBackend implements Backend {
     return new AllocBackend(options, await listOwnAddresses(options.runner));
   }
 
-  async begin(): Promise<void> {}
+  async begin(_lease: Lease, publish: () => Promise<void>): Promise<void> {
+    await publish();
+  }
 
   async changeSubnet(_from: Lease, _to: Lease, publish: () => Promise<void>): Promise<void> {
     await publish();

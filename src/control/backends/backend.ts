@@ -48,7 +48,7 @@ export interface BackendOptions {
   readonly onRouteFault?: (prefix: Prefix, reason: string | undefined) => void;
   /** Keeps the host as the backend needs it. */
   readonly guard?: Guard;
-  /** Seam for tests; default {@link Dataplane.open}. */
+  /** Seam for tests; default {@link Dataplane.start}. */
   readonly openDataplane?: (options: DataplaneOptions) => Promise<Dataplane>;
 }
 
@@ -80,11 +80,12 @@ export interface Backend extends AsyncDisposable {
   /** True where the leases of other hosts are shown and nothing is set up for them. */
   readonly isPassive?: boolean;
   /**
-   * Sets this host up for its lease.
+   * Sets this host up for its lease, and calls `publish` as soon as pods' packets have their way: it tells the host's
+   * consumers. What is only looked at (drift, what others have set up) comes after that.
    *
-   * @throws {PodwireError} `INTERFACE`, `COMMAND_FAILED`; then the backend must be closed.
+   * @throws {PodwireError} `INTERFACE`, `COMMAND_FAILED`, what `publish` throws; then the backend must be closed.
    */
-  begin(lease: Lease): Promise<void>;
+  begin(lease: Lease, publish: () => Promise<void>): Promise<void>;
   /**
    * A new subnet in place of an old one: both are served while `publish` tells the host's consumers, then the old one
    * is let go.

@@ -94,7 +94,7 @@ export class ExtensionBackend implements Backend {
     return { carriedBy: 'the commands of the network config', commands: Object.keys(this.#commands).join(' ') };
   }
 
-  async begin(lease: Lease): Promise<void> {
+  async begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     const networks = networksOf(this.#options.network);
     for (const subnet of subnetsOf(lease)) {
       const network = networks.find(({ family }) => family === subnet.family);
@@ -104,11 +104,11 @@ export class ExtensionBackend implements Backend {
         PUBLIC_IP: this.#publicIp(subnet.family),
       });
     }
+    await publish();
   }
 
   async changeSubnet(_from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
-    await this.begin(to);
-    await publish();
+    await this.begin(to, publish);
   }
 
   refusal(lease: Lease, prefix: Prefix): string | undefined {

@@ -63,7 +63,7 @@ export class UserIpipBackend implements Backend {
 
   /**
    * @throws {PodwireError} `INTERFACE` (a colliding route, an underlay inside the overlay), and what
-   *   {@link Dataplane.open} throws.
+   *   {@link Dataplane.start} throws.
    */
   static async open(options: BackendOptions, ipip: UserIpipOptions): Promise<UserIpipBackend> {
     const { network, underlay, runner, logger } = options;
@@ -74,7 +74,7 @@ export class UserIpipBackend implements Backend {
       reviewRoutes(await listRoutes(runner, overlay.family), overlay, [], tunDevices);
     }
     const own = await listOwnAddresses(runner);
-    const open = options.openDataplane ?? ((resolved) => Dataplane.open(resolved));
+    const open = options.openDataplane ?? (async (resolved) => Dataplane.start(resolved));
     const { workers, ...choices } = options.dataplane;
     if (workers !== undefined && workers !== 'auto' && workers > 1) {
       logger.warn({ workers }, 'ipip has one worker: every raw socket of the host gets a copy of every packet');
@@ -120,9 +120,11 @@ export class UserIpipBackend implements Backend {
     return this.dataplane.stats();
   }
 
-  async begin(lease: Lease): Promise<void> {
+  async begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     this.#setLocal(subnetsOf(lease));
+    await this.dataplane.forwarding;
     await this.#paths.setBase(this.#base([lease]));
+    await publish();
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {

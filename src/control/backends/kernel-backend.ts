@@ -143,9 +143,10 @@ export class KernelBackend implements Backend {
     return undefined;
   }
 
-  async begin(lease: Lease): Promise<void> {
+  async begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     await this.#paths.setBase(this.#carrier.base([lease]));
     this.#begun = true;
+    await publish();
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {

@@ -133,9 +133,9 @@ export class ReopeningBackend implements Backend {
     });
   }
 
-  begin(lease: Lease): Promise<void> {
+  begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     return this.#exclusive(async () => {
-      await this.#inner.begin(lease);
+      await this.#inner.begin(lease, publish);
       this.#lease = lease;
     });
   }
@@ -236,7 +236,8 @@ export class ReopeningBackend implements Backend {
       let backend: Backend | undefined;
       try {
         backend = await open(this.#underlay, old);
-        if (this.#lease !== undefined && !signal.aborted) await backend.begin(this.#lease);
+        // Its consumers hear of a change of the MTU from whoever has asked for it.
+        if (this.#lease !== undefined && !signal.aborted) await backend.begin(this.#lease, () => Promise.resolve());
         this.#adopt(backend);
         this.#replay(backend);
         break;

@@ -14,10 +14,11 @@ import {
   bringUp,
   linkState,
   listOwnAddresses,
-  listTunDevices,
   type OverlayLinkOptions,
+  ownAddressesOf,
   removeSubnets,
 } from '../../host/overlay-link.js';
+import { listInterfaces } from '../../host/interfaces.js';
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
 import { checkTun } from '../../host/system.js';
 import type { Address, Family, Prefix } from '../../net/prefix.js';
@@ -68,7 +69,7 @@ export class UdpBackend implements Backend {
    * Checks the host's routes, removes stale ones of ours, and opens the data plane. No packet is carried yet.
    *
    * @throws {PodwireError} `INVALID_CONFIG` and `UNSUPPORTED` (the network config), `INTERFACE` (a colliding route, an
-   *   underlay inside the overlay), and what {@link Dataplane.open} throws.
+   *   underlay inside the overlay), and what {@link Dataplane.start} throws.
    */
   static async open(options: BackendOptions): Promise<UdpBackend> {
     if (options.openDataplane === undefined) await checkTun();
@@ -84,8 +85,8 @@ export class UdpBackend implements Backend {
       );
     }
     for (const overlay of networksOf(network)) refuseLoop(overlay, underlay);
-    const open = options.openDataplane ?? ((resolved) => Dataplane.open(resolved));
-    // Threads start while the host is asked what it has: most of a start is waiting for one of the two.
+    const open = options.openDataplane ?? (async (resolved) => Dataplane.start(resolved));
+    // Threads start while the host is asked what it has and the store for a lease: {@link begin} waits for them.
     const opening = open({
       ...options.dataplane,
       bind: { address: bind, port },
@@ -151,12 +152,13 @@ export class UdpBackend implements Backend {
     return this.dataplane.stats();
   }
 
-  async begin(lease: Lease): Promise<void> {
+  async begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     const { runner, logger } = this.#options;
     this.#subnets = subnetsOf(lease);
     this.dataplane.setLocal(this.#subnets, this.#ownAddresses);
-    const warnings = await bringUp(runner, this.#link);
+    const [warnings] = await Promise.all([bringUp(runner, this.#link), this.dataplane.forwarding]);
     for (const warning of warnings) logger.warn({ device: this.device }, warning);
+    await publish();
     await Promise.all([this.#warnOfDivertingRoutes(), this.#guard()]);
   }
 
@@ -258,13 +260,13 @@ export class UdpBackend implements Backend {
  */
 async function askHost({ network, runner }: BackendOptions): Promise<{ own: Address[]; stale: KernelRoute[] }> {
   const networks = networksOf(network);
-  const [own, tunDevices, ...routes] = await Promise.all([
-    listOwnAddresses(runner),
-    listTunDevices(runner),
+  const [interfaces, ...routes] = await Promise.all([
+    listInterfaces(runner),
     ...networks.map(({ family }) => listRoutes(runner, family)),
   ]);
+  const tunDevices = new Set(interfaces.filter(({ kind }) => kind === 'tun').map(({ name }) => name));
   const stale = networks.flatMap((overlay, at) => reviewRoutes(routes[at]!, overlay, [], tunDevices).stale);
-  return { own, stale };
+  return { own: ownAddressesOf(interfaces), stale };
 }
 
 /** @throws {PodwireError} `INVALID_CONFIG` (Port). */

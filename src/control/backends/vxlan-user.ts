@@ -91,7 +91,7 @@ export class UserVxlanBackend implements Backend {
   /**
    * Opens the data planes, unless a kernel device stands in their place until {@link begin}.
    *
-   * @throws {PodwireError} `UNSUPPORTED` (GBP), `INTERFACE`, `DEVICE_IN_USE`, and what {@link Dataplane.open} throws.
+   * @throws {PodwireError} `UNSUPPORTED` (GBP), `INTERFACE`, `DEVICE_IN_USE`, and what {@link Dataplane.start} throws.
    */
   static async open(options: BackendOptions, config: VxlanConfig): Promise<UserVxlanBackend> {
     const { network, underlay, runner, logger, state } = options;
@@ -160,7 +160,7 @@ export class UserVxlanBackend implements Backend {
     return planes.length === 0 ? undefined : mergeStats(planes);
   }
 
-  async begin(lease: Lease): Promise<void> {
+  async begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     const { logger } = this.#options;
     const startedAt = performance.now();
     const handedOver = this.#legs.filter(
@@ -171,6 +171,7 @@ export class UserVxlanBackend implements Backend {
       await this.#openLegs();
     }
     this.#setLocal(subnetsOf(lease));
+    for (const { dataplane } of this.#legs) await dataplane?.forwarding;
     await this.#paths.setBase(this.#base([lease]));
     if (handedOver.length > 0) {
       const tookMs = Math.round(performance.now() - startedAt);
@@ -179,6 +180,7 @@ export class UserVxlanBackend implements Backend {
         `took over from the kernel's vxlan device, which is removed; packets were not carried for ${tookMs} ms`,
       );
     }
+    await publish();
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {
@@ -280,7 +282,7 @@ export class UserVxlanBackend implements Backend {
 
   async #openLegs(): Promise<void> {
     const { dataplane, runner, logger, openDataplane, txQueueLength } = this.#options;
-    const open = openDataplane ?? ((resolved) => Dataplane.open(resolved));
+    const open = openDataplane ?? (async (resolved) => Dataplane.start(resolved));
     for (const leg of this.#legs) {
       const { family, device, local, mac, mtu } = leg;
       const plane = await open({

@@ -144,10 +144,11 @@ export class WireguardBackend implements Backend {
     };
   }
 
-  async begin(lease: Lease): Promise<void> {
+  async begin(lease: Lease, publish: () => Promise<void>): Promise<void> {
     await this.#paths.setBase(this.#base([lease]));
     // Routes come and go with the pod networks: every lease is a peer, none has a route of its own.
     this.#paths.complete();
+    await publish();
   }
 
   async changeSubnet(from: Lease, to: Lease, publish: () => Promise<void>): Promise<void> {

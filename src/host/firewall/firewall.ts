@@ -155,14 +155,19 @@ export class HostFirewall {
     this.#plan = plan;
     this.#isTold = false;
     this.#isCleared = false;
-    if (this.#manager !== undefined && this.#tools.nft.usable && this.#watch === undefined && hasRules(plan)) {
-      this.#watch = new NftWatch({
-        runner: this.#options.runner,
-        onEvent: (line) => this.#onEvent(line),
-        onState: (state) => this.#onWatchState(state),
-      });
-    }
-    return this.#check();
+    const isInPlace = await this.#check();
+    if (hasRules(plan)) this.#listen();
+    return isInPlace;
+  }
+
+  /** After the rules, which others wait for; what changes in between is found by the check when events are heard. */
+  #listen(): void {
+    if (this.#closed || this.#manager === undefined || !this.#tools.nft.usable) return;
+    this.#watch ??= new NftWatch({
+      runner: this.#options.runner,
+      onEvent: (line) => this.#onEvent(line),
+      onState: (state) => this.#onWatchState(state),
+    });
   }
 
   stats(): FirewallStats {

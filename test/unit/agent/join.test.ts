@@ -44,11 +44,14 @@ const logger: Logger = Object.fromEntries(
 const messages = (level: string): string[] => log.filter((line) => line.level === level).map((line) => line.message);
 
 const HOST = {
-  '-j -d address show': [link('lo', 1, []), link('eth0', 2, ['192.168.1.5'])],
+  '-j -d address show': [
+    link('lo', 1, []),
+    link('eth0', 2, ['192.168.1.5']),
+    link('docker0', 3, ['172.17.0.1', 'fe80::9']),
+  ],
   '-j -4 route show default': [{ dst: 'default', dev: 'eth0' }],
   '-j link show type tun': [],
   '-j -N -4 route show table main': [],
-  '-j address show': [link('eth0', 2, ['192.168.1.5']), link('docker0', 3, ['172.17.0.1', 'fe80::9'])],
   'address del': '',
 };
 
@@ -390,7 +393,7 @@ describe('the host', () => {
     const monitor = new QuietMonitor();
     const devices = [link('eth0', 2, ['192.168.1.5'])];
     server.put('10.42.204.0-24', peer('172.18.0.1'));
-    const { overlay } = await attempt({ seams: { monitor }, host: { '-j address show': () => devices } });
+    const { overlay } = await attempt({ seams: { monitor }, host: { '-j -d address show': () => devices } });
     await until(() => dataplane.table.size === 1, { what: 'the route' });
     dataplane.events.length = 0;
     devices.push(link('docker1', 4, ['172.18.0.1']));

@@ -53,7 +53,6 @@ const device = (data: object): unknown => ({
 /** A host whose kernel says what `answers` says, and all commands that change something. */
 function host(answers: Readonly<Record<string, unknown>>, backend: object = {}, refuse?: string) {
   const { runner } = fakeIp({
-    '-j address show': [link('eth0', 2, ['192.0.2.1'])],
     '-j tuntap': [],
     '-j link show type tun': [],
     '-j -d link show': [link('eth0', 2, [])],
@@ -93,7 +92,7 @@ describe('ipip', () => {
     expect(backend.mtu).toBe(1480);
     expect(backend.attributes).toMatchObject({ backendType: 'ipip' });
     backend.setRoute(Prefix.parse('10.42.9.0/24'), leaseOf('10.42.9.0/24', '192.0.2.9'));
-    await backend.begin(leaseOf('10.42.7.0/24', '192.0.2.1'));
+    await backend.begin(leaseOf('10.42.7.0/24', '192.0.2.1'), async () => undefined);
     expect(guard.commands).toEqual(
       expect.arrayContaining([
         'link add flannel.ipip mtu 1480 type ipip local 192.0.2.1',
@@ -117,7 +116,7 @@ describe('ipip', () => {
     const backend = await IpipBackend.open(options);
     backend.setRoute(Prefix.parse('10.42.9.0/24'), leaseOf('10.42.9.0/24', '192.0.2.9'));
     backend.setRoute(Prefix.parse('10.42.8.0/24'), leaseOf('10.42.8.0/24', '198.51.100.8'));
-    await backend.begin(leaseOf('10.42.7.0/24', '192.0.2.1'));
+    await backend.begin(leaseOf('10.42.7.0/24', '192.0.2.1'), async () => undefined);
     await backend.close();
     expect(guard.commands).toEqual(
       expect.arrayContaining([

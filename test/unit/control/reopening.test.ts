@@ -114,7 +114,7 @@ function open(clock: Clock = systemClock): Promise<ReopeningBackend> {
 async function started(clock?: Clock): Promise<ReopeningBackend> {
   const backend = await open(clock);
   backend.setRoute(peer(1).subnet, peer(1));
-  await backend.begin(own);
+  await backend.begin(own, async () => undefined);
   backend.setRoute(peer(2).subnet, peer(2));
   backend.routesComplete();
   return backend;
