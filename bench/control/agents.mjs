@@ -11,6 +11,8 @@ const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
 /** As deploy/podwire.service sets it. */
 const NODE_OPTIONS = '--max-semi-space-size=4';
+/** An agent that runs for a while leaves its compiled code there; the service has such a directory too. */
+const COMPILED = 'compiled';
 
 /**
  * @typedef {object} Place where an agent runs
@@ -22,11 +24,13 @@ const NODE_OPTIONS = '--max-semi-space-size=4';
 /**
  * @param {'podwire' | 'flanneld'} program
  * @param {Place} place
- * @param {{ endpoint: string, prefix: string, directory: string, extra?: readonly string[] }} options `directory` is its own
+ * @param {{ endpoint: string, prefix: string, directory: string, compiled?: string, extra?: readonly string[] }} options
+ *   `directory` is its own; `compiled`: directory with compiled code of earlier starts, default: none
  * @returns {{ daemon: Daemon, subnetFile: string, controlSocket: string }}
  */
-export function startAgent(program, place, { endpoint, prefix, directory, extra = [] }) {
-  mkdirSync(directory, { recursive: true });
+export function startAgent(program, place, { endpoint, prefix, directory, compiled, extra = [] }) {
+  const cacheDirectory = compiled ?? join(directory, COMPILED);
+  mkdirSync(cacheDirectory, { recursive: true });
   const subnetFile = join(directory, 'subnet.env');
   const controlSocket = join(directory, 'agent.sock');
   const flags = [`-etcd-endpoints=${endpoint}`, `-etcd-prefix=${prefix}`, `-iface=${place.device}`];
@@ -39,7 +43,7 @@ export function startAgent(program, place, { endpoint, prefix, directory, extra 
   const daemon = new Daemon(`${program} ${place.address}`, argv, {
     ...(place.netns === undefined ? {} : { namespace: place.netns }),
     logFile: join(directory, 'agent.log'),
-    env: { NODE_OPTIONS },
+    env: { NODE_OPTIONS, CACHE_DIRECTORY: cacheDirectory },
   });
   return { daemon, subnetFile, controlSocket };
 }

@@ -140,7 +140,7 @@ export function samplesOf({ starts, peers, forwarding, agents, scale }, startedA
       sample(
         i + 1,
         'podwire',
-        { 'control.start': ms, ...(i === 0 ? others : {}) },
+        { 'control.start': ms, 'control.first': starts.first[i] ?? NaN, ...(i === 0 ? others : {}) },
         i === 0 ? { peers, forwarding, agents } : {},
       ),
     ),

@@ -36,7 +36,7 @@ import { measureStarts } from './start.mjs';
  * @property {(line: string) => void} log
  *
  * @typedef {object} MeasureResult
- * @property {Record<'podwire' | 'flanneld', number[]>} starts milliseconds
+ * @property {import('./start.mjs').Starts} starts
  * @property {{ join: number[], leave: number[] }} peers milliseconds
  * @property {{ join: number[], leave: number[] }} forwarding milliseconds
  * @property {number[]} agents milliseconds

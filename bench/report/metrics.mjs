@@ -158,6 +158,13 @@ export const METRICS = [
     better: 'lower',
     definition: 'from the start of the process, with an etcd that answers and no lease of this host in it',
   },
+  {
+    id: 'control.first',
+    title: 'the same without compiled code of an earlier start',
+    unit: 'ms',
+    better: 'lower',
+    definition: "the very first start on a host, or after an upgrade: V8 compiles the program's bundle",
+  },
   ...control('join', 'join to the first packet forwarded', 'a lease is written; one agent, a packet each millisecond'),
   ...control('leave', 'leave to the last packet forwarded', 'the lease is deleted'),
   ...control(

@@ -76,7 +76,8 @@ export class Supervisor {
     // 10 ms. A flag is the only way to tell it not to; it concerns threads that are made from here on.
     setFlagsFromString('--no-memory-reducer');
     this.#pool = new Piscina({
-      filename: new URL('./worker.js', import.meta.url).href,
+      // From here, and from a bundle beside this directory.
+      filename: new URL('../dataplane/worker.js', import.meta.url).href,
       minThreads: memories.length,
       maxThreads: memories.length,
       concurrentTasksPerWorker: 1,

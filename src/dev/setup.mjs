@@ -12,7 +12,7 @@ import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { addon, dependencies, programs, rawSocket, typescript } from './steps.mjs';
+import { addon, bundle, dependencies, programs, rawSocket, typescript } from './steps.mjs';
 import { checkNode, say, SetupError } from './system.mjs';
 
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
@@ -26,7 +26,7 @@ const COMMANDS = {
 async function prepare(mode) {
   checkNode();
   await dependencies(root);
-  await Promise.all([typescript(root), addon()]);
+  await Promise.all([typescript(root).then(() => bundle(root)), addon()]);
   await rawSocket(root);
   programs(root, mode);
 }

@@ -1,10 +1,11 @@
 // The steps of set-up. Each looks first whether there is anything to do, and says nothing when there is not.
 
 import { spawn } from 'node:child_process';
-import { accessSync, constants, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BuildError, buildAddon } from '../../native/build.mjs';
-import { dependencyGap, outputOf, removeOrphans, typescriptInputs } from './inputs.mjs';
+import { bundleOf, makeBundle } from './bundle.mjs';
+import { dependencyGap, digestOf, outputOf, removeOrphans, typescriptInputs } from './inputs.mjs';
 import { available, ensureCommands, say, SetupError } from './system.mjs';
 
 function run(command, args, options = {}) {
@@ -71,6 +72,27 @@ export async function typescript(root) {
     if (code !== 0) throw new SetupError('the TypeScript sources do not compile', output);
     removeOrphans(root, sources);
     mkdirSync(dirname(stamp), { recursive: true });
+    writeFileSync(stamp, digest);
+  });
+}
+
+/** A bundle older than the compiler's record is not used (src/cli/main.ts). */
+function mtimeOf(file) {
+  return existsSync(file) ? statSync(file).mtimeMs : 0;
+}
+
+/** The program in one file, when what it is made of changed. */
+export async function bundle(root) {
+  const stamp = join(root, 'dist/.setup-bundle');
+  const script = join(root, 'src/dev/bundle.mjs');
+  const digest = `${typescriptInputs(root).digest} ${digestOf(root, [join(root, 'package-lock.json'), script])}`;
+  const isCurrent = existsSync(bundleOf(root)) && mtimeOf(bundleOf(root)) >= mtimeOf(join(root, 'dist/.tsbuildinfo'));
+  if (isCurrent && existsSync(stamp) && readFileSync(stamp, 'utf8') === digest) return;
+  checkWritable(root, 'dist');
+  await timed('bundling the program', async () => {
+    await makeBundle(root).catch((error) => {
+      throw new SetupError('the program cannot be bundled', error.message);
+    });
     writeFileSync(stamp, digest);
   });
 }

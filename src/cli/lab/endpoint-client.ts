@@ -1,10 +1,9 @@
 /** The lab's side of an endpoint: starts it inside a namespace and turns its IPC channel into calls. */
 import { spawn, type ChildProcess } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
 import { PodwireError } from '../../errors.js';
+import { LAB_ENDPOINT } from '../programs.js';
 import type { Arguments, CallName, Reply, Request, Result } from './protocol.js';
 
-const PROGRAM = fileURLToPath(new URL('./endpoint.js', import.meta.url));
 const START_TIMEOUT_MS = 20_000;
 
 interface Waiting {
@@ -25,7 +24,7 @@ export class Endpoint implements AsyncDisposable {
   private constructor(netns: string) {
     this.netns = netns;
     // Its own process group, so that a terminal's Ctrl-C leaves the clean-up to the lab.
-    this.#child = spawn('ip', ['netns', 'exec', netns, process.execPath, PROGRAM], {
+    this.#child = spawn('ip', ['netns', 'exec', netns, process.execPath, LAB_ENDPOINT], {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
       detached: true,
     });

@@ -6,13 +6,13 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { askControlSocket } from '../../agent/control-socket.js';
 import type { AgentStatus } from '../../agent/status.js';
 import { errnoOf, messageOf, PodwireError } from '../../errors.js';
 import { parseDotenv } from '../../host/subnet-env.js';
 import { run } from '../../host/exec.js';
 import { Address, type Family, Prefix } from '../../net/prefix.js';
+import { PODWIRE } from '../programs.js';
 import type { LabBackend } from './backends.js';
 import type { HostPlace, PlacedAddress } from './topology.js';
 
@@ -63,7 +63,6 @@ export interface Overlay {
   join(host: HostPlace, signal: AbortSignal): Promise<OverlayNode>;
 }
 
-const CLI = fileURLToPath(new URL('../main.js', import.meta.url));
 const JOIN_TIMEOUT_MS = 20_000;
 const STOP_TIMEOUT_MS = 3_000;
 const LOG_LINES = 3;
@@ -184,7 +183,7 @@ class AgentProcess implements AsyncDisposable {
     this.#subnetFile = join(home, 'subnet.env');
     this.#socket = join(home, 'agent.sock');
     this.#log = join(home, 'agent.log');
-    this.hints = [`${process.execPath} ${CLI} status --control-socket ${this.#socket}`, `tail -f ${this.#log}`];
+    this.hints = [`${process.execPath} ${PODWIRE} status --control-socket ${this.#socket}`, `tail -f ${this.#log}`];
     this.#ended = new Promise((resolve) => {
       child.once('error', (error) => resolve(messageOf(error)));
       child.once('exit', (code, signal) => resolve(signal ?? `exit code ${String(code)}`));
@@ -210,7 +209,7 @@ class AgentProcess implements AsyncDisposable {
     const files = Object.entries(paths).flatMap(([flag, name]) => [flag, join(home, name)]);
     const log = await open(join(home, 'agent.log'), 'a');
     try {
-      const agent = [process.execPath, CLI, 'agent', ...args, ...files];
+      const agent = [process.execPath, PODWIRE, 'agent', ...args, ...files];
       const sockets = join(home, 'wireguard');
       const inside = backend.ownWireguardSockets ? ['sh', '-c', OWN_SOCKETS, sockets, ...agent] : agent;
       const command = ['netns', 'exec', host.netns, ...inside];

@@ -238,6 +238,9 @@ export class HostFirewall {
     const { runner } = this.#options;
     const drift: string[] = [];
     const problems: string[] = [];
+    // A route needs no turn among the rules.
+    const blackholes = this.#ensureBlackholes(plan);
+    blackholes.catch(() => undefined);
     if (this.#manager !== undefined) {
       const { nft } = this.#tools;
       const listing = nft.usable ? await listChains(runner) : undefined;
@@ -259,12 +262,20 @@ export class HostFirewall {
         problems.push(...stuck);
       }
     }
-    if (!plan.blackhole && !this.#isTold) await ensureBlackholes(runner, plan.networks, []);
-    if (plan.blackhole) {
-      const added = await ensureBlackholes(runner, plan.networks, plan.subnets);
-      if (this.#isTold) drift.push(...added.map((subnet) => `the blackhole route of ${subnet.toString()} was gone`));
-    }
+    drift.push(...(await blackholes));
     return { drift, problems };
+  }
+
+  /** @returns which were gone, one text each. */
+  async #ensureBlackholes({ blackhole, networks, subnets }: HostPlan): Promise<string[]> {
+    const { runner } = this.#options;
+    const isKnown = this.#isTold;
+    if (!blackhole) {
+      if (!isKnown) await ensureBlackholes(runner, networks, []);
+      return [];
+    }
+    const added = await ensureBlackholes(runner, networks, subnets);
+    return isKnown ? added.map((subnet) => `the blackhole route of ${subnet.toString()} was gone`) : [];
   }
 
   /** Removes what another manager, an earlier run or flanneld left for our networks. */

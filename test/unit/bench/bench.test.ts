@@ -261,7 +261,7 @@ describe('table', () => {
 
 describe('samples of lease control', () => {
   const result = {
-    starts: { podwire: [300, 200, 250], flanneld: [100, 120, 110] },
+    starts: { podwire: [300, 200, 250], first: [400, 380, 390], flanneld: [100, 120, 110] },
     peers: { join: [3, 1, 2], leave: [4] },
     forwarding: { join: Array.from({ length: 100 }, (_, i) => 100 - i), leave: [0] },
     agents: [60, 50, 70],
@@ -288,7 +288,7 @@ describe('samples of lease control', () => {
       'control.agents': 60,
       'control.snapshot': 400,
     });
-    expect(Object.keys(samples[1]!.values)).toEqual(['control.start']);
+    expect(Object.keys(samples[1]!.values)).toEqual(['control.start', 'control.first']);
   });
 
   it('have words and a unit for every figure', () => {

@@ -1,0 +1,43 @@
+// dist/bundle/podwire.cjs: the program and the packages it needs in one file, of what tsc has made.
+
+import { createHash } from 'node:crypto';
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { argv } from 'node:process';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+
+/** Not in it: packages with programs or binaries of their own beside their modules. */
+const EXTERNAL = [/^piscina(?:\/|$)/, /^raw-socket$/, /^node-gyp-build$/];
+
+/** @param {string} root of the package */
+export function bundleOf(root) {
+  return join(root, 'dist/bundle/podwire.cjs');
+}
+
+/**
+ * @param {string} root of the package, with an up-to-date dist/
+ * @throws {Error} with the bundler's words
+ */
+export async function makeBundle(root) {
+  // Only here, because it comes with the development packages, which set-up has yet to install.
+  const { rolldown } = await import('rolldown');
+  const bundle = await rolldown({
+    input: { podwire: join(root, 'dist/cli/program.js') },
+    platform: 'node',
+    external: EXTERNAL,
+  });
+  const { output } = await bundle.generate({ format: 'cjs', codeSplitting: false, comments: { legal: true } });
+  await bundle.close();
+  const [chunk, ...rest] = output;
+  if (rest.length > 0) throw new Error(`the bundle has ${output.length} files, not one`);
+  // The digest names the compiled code that belongs to it (src/cli/bundle.ts).
+  const digest = createHash('sha256').update(chunk.code).digest('hex');
+  const file = bundleOf(root);
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(`${file}.new`, `// ${digest}\n${chunk.code}`);
+  renameSync(`${file}.new`, file);
+}
+
+if (argv[1] !== undefined && import.meta.url === pathToFileURL(resolve(argv[1])).href) {
+  await makeBundle(fileURLToPath(new URL('../..', import.meta.url)));
+}
