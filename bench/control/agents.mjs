@@ -30,7 +30,7 @@ const COMPILED = 'compiled';
  */
 export function startAgent(program, place, { endpoint, prefix, directory, compiled, extra = [] }) {
   const cacheDirectory = compiled ?? join(directory, COMPILED);
-  mkdirSync(cacheDirectory, { recursive: true });
+  for (const own of [directory, cacheDirectory]) mkdirSync(own, { recursive: true });
   const subnetFile = join(directory, 'subnet.env');
   const controlSocket = join(directory, 'agent.sock');
   const flags = [`-etcd-endpoints=${endpoint}`, `-etcd-prefix=${prefix}`, `-iface=${place.device}`];

@@ -51,6 +51,8 @@ export class Agent {
   #onConfigChanged: () => void = () => undefined;
   #reloading: Promise<void> = Promise.resolve();
   #reloadWanted = false;
+  /** A reload came while there was no overlay. */
+  #reloadMissed = false;
   #problem: string | undefined;
 
   constructor(config: AgentConfig, surroundings: AgentSurroundings) {
@@ -118,6 +120,8 @@ export class Agent {
         this.#overlay = overlay;
         this.#health.forget();
         this.#manager.ready(this.#describe(overlay));
+        // The start may have read the config before it was changed.
+        if (this.#reloadMissed) void this.reload();
         const end = await Promise.race([
           overlay.closed.then(
             () => 'stopped' as const,
@@ -193,9 +197,11 @@ export class Agent {
     if (overlay !== undefined) this.#manager.reloading();
     await this.#readSettings();
     if (overlay === undefined || this.#store === undefined) {
-      this.#log.info({}, 'the agent is starting: it reads everything else anyway');
+      this.#log.info({}, 'the agent is starting: everything else is read when it has started');
+      this.#reloadMissed = true;
       return;
     }
+    this.#reloadMissed = false;
     // A change of it is a new overlay, which reads everything else as well.
     if ((await this.#follower?.look(true)) === true) return;
     await reloadSurroundings({ log: this.#log, store: this.#store, overlay });

@@ -10,7 +10,7 @@ import { readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync 
 import { createRequire } from 'node:module';
 import { dirname, isAbsolute, join } from 'node:path';
 import { cachedDataVersionTag } from 'node:v8';
-import { constants, Script } from 'node:vm';
+import { Script } from 'node:vm';
 import { crc32 } from 'node:zlib';
 
 /** Of the file with compiled code: CRC-32 and length of the rest, 4 bytes each, little-endian. V8 checks neither. */
@@ -32,7 +32,7 @@ export class Bundle {
   #wasCompiled = false;
 
   /**
-   * @param file a CommonJS program; its first line is `// ` and a digest of the rest in hexadecimal digits.
+   * @param file a CommonJS program without import(); its first line is `// ` and a digest of the rest in hexadecimal digits.
    * @param cacheDirectory `CACHE_DIRECTORY` as systemd sets it: of several, with colons between, the first is ours.
    */
   constructor(file: string, cacheDirectory: string | undefined) {
@@ -57,7 +57,6 @@ export class Bundle {
     const script = new Script(`(function (exports, require, module, __filename, __dirname) { ${source}\n})`, {
       filename,
       ...(cachedData === undefined ? {} : { cachedData }),
-      importModuleDynamically: constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
     });
     this.#wasCompiled = cachedData !== undefined && script.cachedDataRejected !== true;
     this.#script = script;

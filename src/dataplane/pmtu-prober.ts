@@ -8,6 +8,7 @@
  * Main thread only: loading raw-socket in a worker thread crashes the process.
  */
 import { randomBytes } from 'node:crypto';
+import { createRequire } from 'node:module';
 import { isMainThread } from 'node:worker_threads';
 import { PodwireError, messageOf } from '../errors.js';
 import { checksum } from '../net/checksum.js';
@@ -94,8 +95,7 @@ export const openRawSocketProber: OpenProber = async (onReport) => {
   const name = 'raw-socket';
   let module: RawSocketModule;
   try {
-    const loaded = (await import(name)) as RawSocketModule & { default?: RawSocketModule };
-    module = loaded.default ?? loaded;
+    module = createRequire(import.meta.url)(name) as RawSocketModule;
   } catch (cause) {
     const reason = messageOf(cause).slice(0, 200);
     throw new PodwireError('UNSUPPORTED', `the optional package raw-socket does not load (${reason})`, { cause });

@@ -30,6 +30,7 @@ export async function makeBundle(root) {
   await bundle.close();
   const [chunk, ...rest] = output;
   if (rest.length > 0) throw new Error(`the bundle has ${output.length} files, not one`);
+  if (/^[^*/]*[^\w.$]import\(/m.test(chunk.code)) throw new Error('a module imports what is not in the bundle');
   // The digest names the compiled code that belongs to it (src/cli/bundle.ts).
   const digest = createHash('sha256').update(chunk.code).digest('hex');
   const file = bundleOf(root);

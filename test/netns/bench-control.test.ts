@@ -53,7 +53,7 @@ describe.skipIf(missing(needs))('npm run bench -- control', () => {
         expect(measured.get(`podwire control.${name}`), name).toBeGreaterThan(0);
       }
       expect(measured.get('podwire control.churnLost')).toBeGreaterThanOrEqual(0);
-      expect(document.targets.filter(({ verdict }) => verdict !== 'not measured')).toHaveLength(9);
+      expect(document.targets.filter(({ verdict }) => verdict !== 'not measured')).toHaveLength(10);
       expect(stdout).toContain('cold start to subnet.env (ms)');
       expect(namespacesOf(pid)).toEqual([]);
     } finally {
