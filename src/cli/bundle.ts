@@ -6,7 +6,7 @@
  * service manager made for us alone (systemd's CacheDirectory=), else beside the bundle, and in neither unless the
  * directory is our own and nobody else may write there.
  */
-import { readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writevSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, isAbsolute, join } from 'node:path';
 import { cachedDataVersionTag } from 'node:v8';
@@ -32,7 +32,8 @@ export class Bundle {
   #wasCompiled = false;
 
   /**
-   * @param file a CommonJS program without import(); its first line is `// ` and a digest of the rest in hexadecimal digits.
+   * @param file a program without import(), in ASCII: a first line of `// ` and a digest of the rest in hexadecimal digits,
+   *   then one expression, the function that CommonJS calls.
    * @param cacheDirectory `CACHE_DIRECTORY` as systemd sets it: of several, with colons between, the first is ours.
    */
   constructor(file: string, cacheDirectory: string | undefined) {
@@ -48,16 +49,13 @@ export class Bundle {
 
   /** Runs the file. @returns what it exports. */
   load(): unknown {
-    const source = readFileSync(this.#file, 'utf8');
+    const source = readFileSync(this.#file, 'latin1');
     const digest = /^\/\/ ([0-9a-f]{16})/.exec(source)?.[1];
     const filename = this.#file;
     // V8 compares only lengths: the digest tells bundles apart. The tag stands for V8's version, flags and processor.
     if (digest !== undefined) this.#cacheFile = `${prefix()}${digest}.cache`;
     const cachedData = this.#read();
-    const script = new Script(`(function (exports, require, module, __filename, __dirname) { ${source}\n})`, {
-      filename,
-      ...(cachedData === undefined ? {} : { cachedData }),
-    });
+    const script = new Script(source, { filename, ...(cachedData === undefined ? {} : { cachedData }) });
     this.#wasCompiled = cachedData !== undefined && script.cachedDataRejected !== true;
     this.#script = script;
     const module: { exports: unknown } = { exports: {} };
@@ -74,7 +72,7 @@ export class Bundle {
     const file = join(this.#cacheDirectory, this.#cacheFile);
     const unfinished = `${file}.${process.pid}`;
     try {
-      writeFileSync(unfinished, seal(script.createCachedData()), { flag: 'wx' });
+      write(unfinished, script.createCachedData());
       renameSync(unfinished, file);
       // Of earlier bundles, for this very Node.
       for (const name of readdirSync(this.#cacheDirectory)) {
@@ -96,11 +94,18 @@ export class Bundle {
   }
 }
 
-function seal(data: Buffer): Buffer {
+/** Makes the file; none of that name may be there. */
+function write(file: string, data: Buffer): void {
   const header = Buffer.alloc(HEADER_BYTES);
   header.writeUInt32LE(crc32(data), 0);
   header.writeUInt32LE(data.length, 4);
-  return Buffer.concat([header, data]);
+  const fd = openSync(file, 'wx', 0o644);
+  try {
+    // What a full disk cuts is seen by its length.
+    writevSync(fd, [header, data]);
+  } finally {
+    closeSync(fd);
+  }
 }
 
 /** Undefined where the file was cut or damaged. */

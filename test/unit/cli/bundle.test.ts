@@ -18,7 +18,11 @@ afterEach(() => rmSync(directory, { recursive: true }));
 /** All of one length: V8 itself tells sources apart by no more than that. */
 function write(answer: '1' | '2'): void {
   const code = `exports.answer = () => ${answer};\nexports.here = [__filename, __dirname];\nexports.join = require('node:path').join;`;
-  writeFileSync(file, `// ${answer.repeat(64)}\n${code}\n`);
+  writeFileSync(file, `// ${answer.repeat(64)}\n${asFunction(code)}\n`);
+}
+
+function asFunction(code: string): string {
+  return `(function (exports, require, module, __filename, __dirname) {${code}\n})`;
 }
 
 interface Exports {
@@ -103,7 +107,7 @@ describe('a bundle', () => {
   });
 
   test('without a digest in its first line nothing is kept', () => {
-    writeFileSync(file, 'exports.answer = () => 3;');
+    writeFileSync(file, asFunction('exports.answer = () => 3;'));
     const { bundle, exports } = load(cache);
     expect(exports.answer()).toBe(3);
     bundle.keep();
