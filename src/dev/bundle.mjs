@@ -1,7 +1,7 @@
 // dist/bundle/podwire.cjs: the program and the packages it needs in one file, of what tsc has made.
 
 import { createHash } from 'node:crypto';
-import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { argv } from 'node:process';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -42,8 +42,25 @@ export async function makeBundle(root) {
   const digest = createHash('sha256').update(code).digest('hex');
   const file = bundleOf(root);
   mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(join(dirname(file), 'LICENSES.txt'), licencesOf(chunk.moduleIds));
   writeFileSync(`${file}.new`, `// ${digest}\n${code}`);
   renameSync(`${file}.new`, file);
+}
+
+/**
+ * Name, version and licence text of the packages that modules come from.
+ *
+ * @param {readonly string[]} modules paths
+ */
+function licencesOf(modules) {
+  const homes = modules.map((path) => /^.*\/node_modules\/(?:@[^/]+\/)?[^/]+/.exec(path)?.[0]);
+  const texts = [...new Set(homes.filter((home) => home !== undefined))].sort().map((home) => {
+    const { name, version, license } = JSON.parse(readFileSync(join(home, 'package.json'), 'utf8'));
+    const files = readdirSync(home).filter((entry) => /^(?:licen[cs]e|notice|copying)/i.test(entry));
+    const words = files.map((entry) => readFileSync(join(home, entry), 'utf8').trim());
+    return [`${name} ${version}, ${license}`, ...words].join('\n\n');
+  });
+  return `podwire.cjs holds code of these packages.\n\n${texts.join(`\n\n${'-'.repeat(80)}\n\n`)}\n`;
 }
 
 if (argv[1] !== undefined && import.meta.url === pathToFileURL(resolve(argv[1])).href) {
