@@ -11,8 +11,6 @@ const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
 /** As deploy/podwire.service sets it. */
 const NODE_OPTIONS = '--max-semi-space-size=4';
-/** An agent that runs for a while leaves its compiled code there; the service has such a directory too. */
-const COMPILED = 'compiled';
 
 /**
  * @typedef {object} Place where an agent runs
@@ -29,7 +27,8 @@ const COMPILED = 'compiled';
  * @returns {{ daemon: Daemon, subnetFile: string, controlSocket: string }}
  */
 export function startAgent(program, place, { endpoint, prefix, directory, compiled, extra = [] }) {
-  const cacheDirectory = compiled ?? join(directory, COMPILED);
+  // An agent that runs for a while leaves its compiled code there; the service has such a directory too.
+  const cacheDirectory = compiled ?? join(directory, 'compiled');
   for (const own of [directory, cacheDirectory]) mkdirSync(own, { recursive: true });
   const subnetFile = join(directory, 'subnet.env');
   const controlSocket = join(directory, 'agent.sock');

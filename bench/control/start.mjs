@@ -4,9 +4,8 @@
  * first start on a host compiles the program; it and those after it are rows of their own.
  */
 import { readdirSync, rmSync } from 'node:fs';
-import { setTimeout as delay } from 'node:timers/promises';
-import { BenchError } from '../lib/process.mjs';
 import { join } from 'node:path';
+import { waitFor } from '../lib/process.mjs';
 import { fileAppears, startAgent } from './agents.mjs';
 import { configOf, leaseKeyOf } from './etcd.mjs';
 
@@ -49,7 +48,10 @@ export async function measureStarts({ etcd, place, workDir, signal, settings, pr
     }
   };
   log(`start: ${settings.starts} times ${programs.join(' and ')}`);
-  await start('podwire', { compiled }, () => codeIsKept(compiled, signal));
+  const isKept = () => readdirSync(compiled).some((name) => name.endsWith('.cache'));
+  await start('podwire', { compiled }, async () => {
+    await waitFor(`compiled code in ${compiled}`, isKept, { signal, timeoutMs: 30_000 });
+  });
   /** @type {Starts} */
   const found = { podwire: [], first: [], flanneld: [] };
   for (let trial = 0; trial < settings.starts; trial++) {
@@ -61,16 +63,4 @@ export async function measureStarts({ etcd, place, workDir, signal, settings, pr
     log(`start, ${name}: ${times.map((ms) => ms.toFixed(0)).join(' ')} ms`);
   }
   return found;
-}
-
-/**
- * @param {string} directory
- * @param {AbortSignal} signal
- */
-async function codeIsKept(directory, signal) {
-  const deadline = performance.now() + 30_000;
-  while (!readdirSync(directory).some((name) => name.endsWith('.cache'))) {
-    if (performance.now() > deadline) throw new BenchError(`no compiled code was kept in ${directory}`);
-    await delay(50, undefined, { signal });
-  }
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env node
 /**
- * `podwire`: runs the program from its bundle where the build has made one, which takes half the time of loading some
- * 250 modules; else from those.
+ * `podwire`: runs the program from its bundle where the build has made one, which starts sooner than the modules it is
+ * made of; else from those.
  */
-import { existsSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Bundle } from './bundle.js';
 
@@ -20,8 +20,8 @@ const KEEP_AFTER_MS = 5_000;
 
 /** A bundle of older modules than those beside it would be a riddle. */
 function isCurrent(): boolean {
-  if (!existsSync(BUNDLE)) return false;
-  return !existsSync(COMPILED) || statSync(COMPILED).mtimeMs <= statSync(BUNDLE).mtimeMs;
+  const [bundle, compiled] = [BUNDLE, COMPILED].map((file) => statSync(file, { throwIfNoEntry: false })?.mtimeMs);
+  return bundle !== undefined && (compiled ?? 0) <= bundle;
 }
 
 async function load(command: string | undefined): Promise<Program> {

@@ -26,7 +26,7 @@ const COMMANDS = {
 async function prepare(mode) {
   checkNode();
   await dependencies(root);
-  await Promise.all([typescript(root).then(() => bundle(root)), addon()]);
+  await Promise.all([typescript(root).then((compiled) => bundle(root, compiled)), addon()]);
   await rawSocket(root);
   programs(root, mode);
 }

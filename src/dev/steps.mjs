@@ -56,12 +56,16 @@ export async function dependencies(root) {
   });
 }
 
-/** TypeScript to dist/, when a source, the configuration or the compiler changed, or an output is missing. */
+/**
+ * TypeScript to dist/, when a source, the configuration or the compiler changed, or an output is missing.
+ *
+ * @returns the digest of what dist/ is made of
+ */
 export async function typescript(root) {
   const stamp = join(root, 'dist/.setup');
   const { sources, digest } = typescriptInputs(root);
   const recorded = existsSync(stamp) ? readFileSync(stamp, 'utf8') : '';
-  if (recorded === digest && sources.every((source) => existsSync(outputOf(root, source)))) return;
+  if (recorded === digest && sources.every((source) => existsSync(outputOf(root, source)))) return digest;
   checkWritable(root, 'dist');
   await timed('compiling TypeScript', async () => {
     // An output that was deleted by hand is written again only without the incremental record.
@@ -74,6 +78,7 @@ export async function typescript(root) {
     mkdirSync(dirname(stamp), { recursive: true });
     writeFileSync(stamp, digest);
   });
+  return digest;
 }
 
 /** A bundle older than the compiler's record is not used (src/cli/main.ts). */
@@ -81,11 +86,11 @@ function mtimeOf(file) {
   return existsSync(file) ? statSync(file).mtimeMs : 0;
 }
 
-/** The program in one file, when what it is made of changed. */
-export async function bundle(root) {
+/** The program in one file, when what it is made of changed. @param compiled what {@link typescript} returned */
+export async function bundle(root, compiled) {
   const stamp = join(root, 'dist/.setup-bundle');
   const script = join(root, 'src/dev/bundle.mjs');
-  const digest = `${typescriptInputs(root).digest} ${digestOf(root, [join(root, 'package-lock.json'), script])}`;
+  const digest = `${compiled} ${digestOf(root, [join(root, 'package-lock.json'), script])}`;
   const isCurrent = existsSync(bundleOf(root)) && mtimeOf(bundleOf(root)) >= mtimeOf(join(root, 'dist/.tsbuildinfo'));
   if (isCurrent && existsSync(stamp) && readFileSync(stamp, 'utf8') === digest) return;
   checkWritable(root, 'dist');

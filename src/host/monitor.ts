@@ -107,13 +107,6 @@ export class HostMonitor implements Monitor, AsyncDisposable {
     this.#options = options;
   }
 
-  /** A monitor that listens. */
-  static start(options: MonitorOptions = {}): HostMonitor {
-    const monitor = new HostMonitor(options);
-    monitor.listen();
-    return monitor;
-  }
-
   /** Never fails: what keeps it from listening is told through `onNotice`, and tried again. */
   listen(): void {
     if (!this.#closed) this.#launch();

@@ -108,6 +108,11 @@ export async function listTunDevices(runner: Runner): Promise<Set<string>> {
   return new Set(entries.map((entry) => textField(entry, 'ifname')).filter((name) => name !== undefined));
 }
 
+/** {@link listTunDevices} of a host that has been looked at. */
+export function tunDevicesOf(interfaces: readonly HostInterface[]): Set<string> {
+  return new Set(interfaces.filter(({ kind }) => kind === 'tun').map(({ name }) => name));
+}
+
 /** Every address of this host but loopback's: what a peer's packet must not carry as its source. */
 export async function listOwnAddresses(runner: Runner): Promise<Address[]> {
   return ownAddressesOf(await listInterfaces(runner));

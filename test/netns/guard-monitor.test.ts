@@ -36,10 +36,11 @@ describe.skipIf(missing({ root: true, commands: ['ip', 'sh'], files: ['dist/host
   });
 
   const start = async (): Promise<HostMonitor> => {
-    monitor = HostMonitor.start({
+    monitor = new HostMonitor({
       enter: ['ip', 'netns', 'exec', ns.name],
       onNotice: (level, message) => notices.push(`${level}: ${message}`),
     });
+    monitor.listen();
     monitor.subscribe((events) => bursts.push(events));
     await until(() => monitor!.stats().running && bursts.some(({ everything }) => everything), { what: 'the start' });
     bursts.length = 0;
@@ -114,10 +115,11 @@ describe.skipIf(missing({ root: true, commands: ['ip', 'sh'], files: ['dist/host
   });
 
   test('a child that cannot be started is told once and tried at growing distances', async () => {
-    monitor = HostMonitor.start({
+    monitor = new HostMonitor({
       enter: ['ip', 'netns', 'exec', `${ns.name}-none`],
       onNotice: (level, message) => notices.push(`${level}: ${message}`),
     });
+    monitor.listen();
     await until(() => monitor!.stats().restarts >= 3, { what: 'three starts' });
     expect(notices).toEqual([expect.stringMatching(/^warn: ip monitor stopped \(.+\): changes/)]);
   });

@@ -29,7 +29,8 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'sh'] }))('Hos
     await ns.ip('tuntap', 'add', 'other0', 'mode', 'tun');
     await ns.ip('link', 'set', 'other0', 'up');
     said = [];
-    monitor = HostMonitor.start({ enter: ['ip', 'netns', 'exec', ns.name] });
+    monitor = new HostMonitor({ enter: ['ip', 'netns', 'exec', ns.name] });
+    monitor.listen();
     // Its first burst asks for a look at everything: not one that a test should count.
     await new Promise<void>((resolve) => monitor.subscribe(({ everything }) => everything && resolve()));
   });
@@ -161,7 +162,8 @@ describe.skipIf(missing({ root: true, tun: true, commands: ['ip', 'sh'] }))('Hos
 
   test('drift that no event told of is found by the periodic look', async () => {
     await monitor.close();
-    monitor = HostMonitor.start({ enter: ['ip', 'netns', 'exec', `${ns.name}-none`] });
+    monitor = new HostMonitor({ enter: ['ip', 'netns', 'exec', `${ns.name}-none`] });
+    monitor.listen();
     await watch({ periodMs: 200 });
     await ns.ip('link', 'set', 'flannel0', 'mtu', '1300');
     await until(right, { what: 'the repair' });

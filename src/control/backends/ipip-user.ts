@@ -4,7 +4,8 @@
  */
 import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
 import { configuredMtuReader } from '../../host/configured-mtu.js';
-import { listOwnAddresses, listTunDevices } from '../../host/overlay-link.js';
+import { listInterfaces } from '../../host/interfaces.js';
+import { listOwnAddresses, ownAddressesOf, tunDevicesOf } from '../../host/overlay-link.js';
 import { listRoutes, reviewRoutes } from '../../host/routes.js';
 import { checkTun, ensureSwitch } from '../../host/system.js';
 import type { Address, Prefix } from '../../net/prefix.js';
@@ -68,12 +69,13 @@ export class UserIpipBackend implements Backend {
   static async open(options: BackendOptions, ipip: UserIpipOptions): Promise<UserIpipBackend> {
     const { network, underlay, runner, logger } = options;
     if (options.openDataplane === undefined) await checkTun();
-    const tunDevices = await listTunDevices(runner);
+    const interfaces = await listInterfaces(runner);
+    const tunDevices = tunDevicesOf(interfaces);
     for (const overlay of networksOf(network)) {
       refuseLoop(overlay, underlay);
       reviewRoutes(await listRoutes(runner, overlay.family), overlay, [], tunDevices);
     }
-    const own = await listOwnAddresses(runner);
+    const own = ownAddressesOf(interfaces);
     const open = options.openDataplane ?? (async (resolved) => Dataplane.start(resolved));
     const { workers, ...choices } = options.dataplane;
     if (workers !== undefined && workers !== 'auto' && workers > 1) {

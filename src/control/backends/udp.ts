@@ -17,6 +17,7 @@ import {
   type OverlayLinkOptions,
   ownAddressesOf,
   removeSubnets,
+  tunDevicesOf,
 } from '../../host/overlay-link.js';
 import { listInterfaces } from '../../host/interfaces.js';
 import { describeRoute, listRoutes, removeRoutes, reviewRoutes, type KernelRoute } from '../../host/routes.js';
@@ -264,7 +265,7 @@ async function askHost({ network, runner }: BackendOptions): Promise<{ own: Addr
     listInterfaces(runner),
     ...networks.map(({ family }) => listRoutes(runner, family)),
   ]);
-  const tunDevices = new Set(interfaces.filter(({ kind }) => kind === 'tun').map(({ name }) => name));
+  const tunDevices = tunDevicesOf(interfaces);
   const stale = networks.flatMap((overlay, at) => reviewRoutes(routes[at]!, overlay, [], tunDevices).stale);
   return { own: ownAddressesOf(interfaces), stale };
 }

@@ -9,7 +9,8 @@ import { Dataplane, type DataplaneStats } from '../../dataplane/dataplane.js';
 import { mergeStats } from '../../dataplane/merge-stats.js';
 import { messageOf, PodwireError } from '../../errors.js';
 import { configuredMtuReader } from '../../host/configured-mtu.js';
-import { listOwnAddresses, listTunDevices } from '../../host/overlay-link.js';
+import { listInterfaces } from '../../host/interfaces.js';
+import { listOwnAddresses, ownAddressesOf, tunDevicesOf } from '../../host/overlay-link.js';
 import { listRoutes, reviewRoutes } from '../../host/routes.js';
 import { checkTun, ensureSwitch } from '../../host/system.js';
 import { overheadOf } from '../../net/mtu.js';
@@ -104,7 +105,8 @@ export class UserVxlanBackend implements Backend {
     if (config.learning)
       logger.warn({}, 'Backend.Learning has no effect in user space: peers are known from their leases');
     if (options.openDataplane === undefined) await checkTun();
-    const tunDevices = await listTunDevices(runner);
+    const interfaces = await listInterfaces(runner);
+    const tunDevices = tunDevicesOf(interfaces);
     const legs: Leg[] = [];
     for (const leg of vxlanLegs(options, config)) {
       const existing = await existingDevice(runner, leg, config, underlay.name);
@@ -122,7 +124,7 @@ export class UserVxlanBackend implements Backend {
       refuseLoop(overlay, underlay);
       reviewRoutes(await listRoutes(runner, overlay.family), overlay, [], tunDevices);
     }
-    const backend = new UserVxlanBackend(options, config, legs, { own: await listOwnAddresses(runner), tunDevices });
+    const backend = new UserVxlanBackend(options, config, legs, { own: ownAddressesOf(interfaces), tunDevices });
     try {
       if (legs.every(({ existing }) => existing === undefined)) await backend.#openLegs();
       return backend;

@@ -234,13 +234,18 @@ export class HostFirewall {
     return outcome.problems.length === 0;
   }
 
+  /** Routes need no turn among the rules; both are over when this is, or the next check would meet one of this. */
   async #reconcile(plan: HostPlan): Promise<Outcome> {
+    const [rules, blackholes] = await Promise.allSettled([this.#ensureRules(plan), this.#ensureBlackholes(plan)]);
+    if (rules.status === 'rejected') throw rules.reason;
+    if (blackholes.status === 'rejected') throw blackholes.reason;
+    return { ...rules.value, drift: [...rules.value.drift, ...blackholes.value] };
+  }
+
+  async #ensureRules(plan: HostPlan): Promise<Outcome> {
     const { runner } = this.#options;
     const drift: string[] = [];
     const problems: string[] = [];
-    // A route needs no turn among the rules.
-    const blackholes = this.#ensureBlackholes(plan);
-    blackholes.catch(() => undefined);
     if (this.#manager !== undefined) {
       const { nft } = this.#tools;
       const listing = nft.usable ? await listChains(runner) : undefined;
@@ -262,7 +267,6 @@ export class HostFirewall {
         problems.push(...stuck);
       }
     }
-    drift.push(...(await blackholes));
     return { drift, problems };
   }
 
