@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include "layout.h"
+#include "spin.h"
 
 #define PW_MAX_LANES 64
 #define PW_LANE_ENTRIES 128
@@ -32,7 +33,6 @@
 #define PW_SEGMENT_TABLE 4096
 #define PW_CUT_MTU 1280 /* TCP superpackets are cut to this at most: pods' links may be smaller than the TUN, but not less */
 #define PW_FLOW_SLOTS 64
-#define PW_SPIN_WAITS_MIN 16 /* short waits before the first trial of the adaptive spin */
 
 struct pw_virtio_header { /* struct virtio_net_hdr, host byte order as TUN has it unless told otherwise */
   uint8_t flags, gso_type;
@@ -88,7 +88,7 @@ struct pw_config {
                             begins with the outer header, what is sent gets its own from the kernel */
   unsigned inner_mtu;    /* with vxlan and raw_ip: of the TUN; a TCP packet above it is a superpacket left uncut */
   enum pw_spin spin;
-  unsigned spin_ns;
+  unsigned spin_ns; /* longest spin */
   int32_t *meta;
   double *counters;
   uint8_t *tun_arena, *udp_arena, *reply_arena;
@@ -144,6 +144,9 @@ struct pw_flow { /* the run that packets of one flow may still join */
   struct pw_ip ip;
 };
 
+#define PW_FROM_TUN 1
+#define PW_FROM_UDP 2
+
 struct pw_engine {
   struct pw_config c;
   unsigned encap_bytes;    /* in front of the inner packet, within the datagram */
@@ -159,10 +162,9 @@ struct pw_engine {
   size_t turn_bytes;       /* of the last turn, for the spin's judgement */
   int64_t udp_backoff_until; /* UDP_SEGMENT was refused by the device: not tried before (CLOCK_MONOTONIC ns) */
   unsigned udp_refusals;
-  int spin_score;          /* below 0: the adaptive spin is off */
-  int spin_waits;          /* short waits left to the next trial */
-  int spin_backoff;        /* what spin_waits starts from */
-  int spin_streak;         /* hits in a row at the highest score */
+  unsigned brought;        /* by the last turn that brought anything: PW_FROM_TUN, PW_FROM_UDP or both */
+  struct pw_spinning spinning[PW_FROM_TUN | PW_FROM_UDP]; /* after a turn that brought index + 1: an answer to a request comes
+                              soon, the next request after the answer need not */
   unsigned header_used;
   uint16_t message_sender[PW_MAX_MESSAGES];
   uint8_t message_tos[PW_MAX_MESSAGES];

@@ -44,7 +44,7 @@ export interface DataplaneOptions {
   readonly sourcePort?: 'flow' | 'fixed';
   /** Highest offload rung to use; `auto` (default) takes the best that the kernel grants. */
   readonly offload?: { readonly tun?: TunRung | 'auto'; readonly udp?: UdpRung | 'auto' };
-  /** `adaptive` (default) spins shortly before blocking while that pays off. */
+  /** `adaptive` (default) spins for up to 200 µs before blocking while that pays off, for at most a core a worker. */
   readonly spin?: SpinMode;
   /** Path MTU probing by ICMP where the optional package raw-socket loads; `false` switches it off. */
   readonly pathMtu?: PathMtuOptions | false;

@@ -21,7 +21,8 @@ const FIRST_BACKOFF_MS = 10;
 const LONGEST_BACKOFF_MS = 5000;
 /** A worker that ran this long has proved itself: its next crash is its first. */
 const PROVED_AFTER_MS = 30_000;
-const SPIN_NS = 50_000;
+/** The longest spin, as long as KVM polls for a halted guest: about what the wake-ups on both ends of a ping-pong take. */
+const SPIN_NS = 200_000;
 
 export type WorkerState = 'starting' | 'running' | 'restarting' | 'stopped';
 
