@@ -41,9 +41,7 @@ int pw_engine_create(const struct pw_config *c, struct pw_engine **out)
   e->encap_bytes = c->vxlan ? PW_VXLAN_BYTES : 0;
   e->cut_mtu = c->inner_mtu < PW_CUT_MTU ? c->inner_mtu : PW_CUT_MTU;
   e->tun_headroom = c->vxlan ? PW_TUN_HEADROOM_VXLAN : PW_TUN_HEADROOM;
-  e->brought = PW_FROM_TUN | PW_FROM_UDP;
-  for (size_t i = 0; i < sizeof e->spinning / sizeof *e->spinning; i++)
-    pw_spin_reset(&e->spinning[i]);
+  pw_spin_reset(&e->spinning);
   e->lane = calloc(c->send_count, sizeof *e->lane);
   if (!e->lane) {
     free(e);

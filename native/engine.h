@@ -144,9 +144,6 @@ struct pw_flow { /* the run that packets of one flow may still join */
   struct pw_ip ip;
 };
 
-#define PW_FROM_TUN 1
-#define PW_FROM_UDP 2
-
 struct pw_engine {
   struct pw_config c;
   unsigned encap_bytes;    /* in front of the inner packet, within the datagram */
@@ -162,9 +159,7 @@ struct pw_engine {
   size_t turn_bytes;       /* of the last turn, for the spin's judgement */
   int64_t udp_backoff_until; /* UDP_SEGMENT was refused by the device: not tried before (CLOCK_MONOTONIC ns) */
   unsigned udp_refusals;
-  unsigned brought;        /* by the last turn that brought anything: PW_FROM_TUN, PW_FROM_UDP or both */
-  struct pw_spinning spinning[PW_FROM_TUN | PW_FROM_UDP]; /* after a turn that brought index + 1: an answer to a request comes
-                              soon, the next request after the answer need not */
+  struct pw_spinning spinning;
   unsigned header_used;
   uint16_t message_sender[PW_MAX_MESSAGES];
   uint8_t message_tos[PW_MAX_MESSAGES];

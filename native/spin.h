@@ -3,7 +3,8 @@
  * of a ping-pong's round trip; a spin that finds nothing costs a core and slows the others down (kernel-facts "A spin
  * that does not succeed must stop"). So the spin is earned.
  *
- * While it is off, waits that end within one spin count towards a trial, and a longer one takes several of them back.
+ * While it is off, waits that end within one spin count towards a trial, and a longer one takes several of them back: a
+ * spin for the answer alone, with a longer wait to the next request, made both slower where processors are few.
  * In a trial late hits cost nothing: the peer may not spin yet, and answers later for it. Then early hits keep the spin
  * on; late ones, misses and yields to somebody who computes use that up. Each end doubles the waits that it takes to
  * the next trial; many early hits forgive earlier ends.

@@ -24,10 +24,7 @@ static int take_in(struct pw_engine *e, bool tun, bool udp)
   int messages = udp ? pw_ingress_receive(e) : 0;
   if (messages < 0)
     return messages;
-  if (rows == 0 && messages == 0)
-    return 0;
-  e->brought = (rows > 0 ? PW_FROM_TUN : 0) | (messages > 0 ? PW_FROM_UDP : 0);
-  return 1;
+  return rows > 0 || messages > 0;
 }
 
 static int block(struct pw_engine *e, int timeout_ms)
@@ -63,7 +60,7 @@ int pw_wait(struct pw_engine *e, int timeout_ms)
     return got;
   if (e->c.spin == PW_SPIN_OFF || !small)
     return block(e, timeout_ms);
-  struct pw_spinning *s = &e->spinning[e->brought - 1];
+  struct pw_spinning *s = &e->spinning;
   const int64_t limit = e->c.spin_ns, from = pw_now_ns();
   if (e->c.spin == PW_SPIN_ADAPTIVE && !pw_spin_earned(s)) {
     got = block(e, timeout_ms);

@@ -38,21 +38,20 @@ static unsigned wait_for(struct pw_spinning *s, unsigned length, struct tally *t
 
 /*
  * A ping-pong: the near end waits for the answer, then for the next request; the far end for its pod, then for the next
- * request from afar. Who blocks makes the other wait longer. Returns what of the last `rounds` / 2 was spent blocked.
+ * request from afar. Who blocks makes the other wait longer. Returns what part of the second half's waits blocked.
  */
 static double ping_pong(unsigned rounds, unsigned pauses, struct tally *t)
 {
-  struct pw_spinning s[4];
-  unsigned late[4] = {WAKE, WAKE, WAKE, WAKE}, blocked = 0;
-  enum { ANSWER, NEXT, POD, REQUEST };
-  for (unsigned i = 0; i < 4; i++)
-    pw_spin_reset(&s[i]);
+  struct pw_spinning near, far;
+  unsigned next, request = WAKE, blocked = 0;
+  pw_spin_reset(&near);
+  pw_spin_reset(&far);
   for (unsigned round = 0; round < rounds; round++) {
     const unsigned before = t->blocked, steal = pauses && once_in(pauses) ? STEAL : 0;
-    late[POD] = wait_for(&s[POD], 10 + below(20), t);
-    late[ANSWER] = wait_for(&s[ANSWER], 20 + below(20) + late[REQUEST] + late[POD] + steal, t);
-    late[NEXT] = wait_for(&s[NEXT], 10 + below(20), t);
-    late[REQUEST] = wait_for(&s[REQUEST], 20 + below(20) + late[ANSWER] + late[NEXT], t);
+    const unsigned pod = wait_for(&far, 10 + below(20), t);
+    const unsigned answer = wait_for(&near, 20 + below(20) + request + pod + steal, t);
+    next = wait_for(&near, 10 + below(20), t);
+    request = wait_for(&far, 20 + below(20) + answer + next, t);
     if (round >= rounds / 2)
       blocked += t->blocked - before;
   }
