@@ -1,7 +1,7 @@
 /*
- * Node-API surface: opening and asking the kernel's side; the engine is in addon-engine.c. These two files alone know
- * Node. Slow-path functions return a count or -errno and never throw for a system fault; wrong argument types throw
- * TypeError. NAPI_VERSION 8: one binary serves Node 20 to 26.
+ * Node-API surface: opening and asking the kernel's side; the engine is in addon-engine.c, other programs in
+ * addon-program.c. These files alone know Node. Slow-path functions return a count or -errno and never throw for a
+ * system fault; wrong argument types throw TypeError. NAPI_VERSION 8: one binary serves Node 20 to 26.
  */
 #include <errno.h>
 #include <node_api.h>
@@ -243,6 +243,7 @@ NAPI_MODULE_INIT()
       {"linkRead", link_read},       {"checksum", checksum},      {"probeUdpSegments", probe_udp_segments},
       {"notify", notify},            {"probeAsk", probe_ask},     {"noop", noop},
       {"layout", pw_addon_layout},   {"engineCreate", pw_addon_engine_create},
+      {"programRun", pw_addon_program_run},
   };
   pw_checksum_init(NULL);
   for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {

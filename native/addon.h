@@ -1,5 +1,5 @@
 /*
- * What the two files of the Node-API surface share: values in and out. Wrong argument types throw TypeError and give
+ * What the files of the Node-API surface share: values in and out. Wrong argument types throw TypeError and give
  * false or NULL; the caller returns at once.
  */
 #ifndef PODWIRE_ADDON_H
@@ -95,4 +95,6 @@ static inline void set(napi_env env, napi_value object, const char *name, napi_v
 /* addon-engine.c */
 napi_value pw_addon_engine_create(napi_env env, napi_callback_info info);
 napi_value pw_addon_layout(napi_env env, napi_callback_info info);
+/* addon-program.c */
+napi_value pw_addon_program_run(napi_env env, napi_callback_info info);
 #endif

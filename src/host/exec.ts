@@ -5,8 +5,8 @@
  * messages end up in our one-line errors) and a `PATH` that also holds the sbin directories, which an ordinary user's
  * often lacks.
  */
-import { spawn } from 'node:child_process';
 import { PodwireError } from '../errors.js';
+import { type ProgramEnd, runProgram } from '../io/program.js';
 
 export interface RunOptions {
   /** Text for the program's standard input. Absent: standard input is empty. */
@@ -33,60 +33,28 @@ const INSTALL: Readonly<Record<string, string>> = {
  * @throws {PodwireError} `COMMAND_FAILED` with one line: the command as it was tried, what it answered, and for a
  *   missing program what to install. `errno` is set when the program could not be started.
  */
-export const run: Runner = (command, args, options = {}) =>
-  new Promise((resolve, reject) => {
-    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const shown = [command, ...args].join(' ');
-    const child = spawn(command, [...args], {
-      stdio: ['pipe', 'pipe', 'pipe'],
-      env: { ...programEnvironment(), ...options.env },
-    });
-    const stdout: Buffer[] = [];
-    const stderr: Buffer[] = [];
-    let outputBytes = 0;
-    let failure: PodwireError | undefined;
-    const stop = (error: PodwireError): void => {
-      failure ??= error;
-      child.kill('SIGKILL');
-    };
-    const timer = setTimeout(() => {
-      stop(new PodwireError('COMMAND_FAILED', `${shown}: no answer within ${timeoutMs} ms`));
-    }, timeoutMs);
-    const collect = (chunks: Buffer[]) => (chunk: Buffer) => {
-      outputBytes += chunk.length;
-      if (outputBytes > MAX_OUTPUT_BYTES) {
-        stop(new PodwireError('COMMAND_FAILED', `${shown}: more than ${MAX_OUTPUT_BYTES} bytes of output`));
-      } else {
-        chunks.push(chunk);
-      }
-    };
-    child.stdout.on('data', collect(stdout));
-    child.stderr.on('data', collect(stderr));
-    // A program that exits without reading its input must not end in an unhandled EPIPE.
-    child.stdin.on('error', () => undefined);
-    child.on('error', (error: NodeJS.ErrnoException) => {
-      clearTimeout(timer);
-      const advice =
-        error.code === 'ENOENT' ? `not found: ${INSTALL[command] ?? `install the program ${command}`}` : error.message;
-      reject(
-        new PodwireError('COMMAND_FAILED', `cannot run ${shown}: ${advice}`, {
-          cause: error,
-          ...(error.code === undefined ? {} : { errno: error.code }),
-        }),
-      );
-    });
-    child.on('close', (code, signal) => {
-      clearTimeout(timer);
-      if (failure !== undefined) {
-        reject(failure);
-      } else if (code === 0) {
-        resolve(Buffer.concat(stdout).toString('utf8'));
-      } else {
-        reject(new PodwireError('COMMAND_FAILED', describeFailure(command, args, options.input, stderr, code, signal)));
-      }
-    });
-    child.stdin.end(options.input ?? '');
+export const run: Runner = async (command, args, options = {}) => {
+  const { input, timeoutMs = DEFAULT_TIMEOUT_MS } = options;
+  const shown = [command, ...args].join(' ');
+  const end = await runProgram([command, ...args], {
+    env: { ...programEnvironment(), ...options.env },
+    input,
+    timeoutMs,
+    mostBytes: MAX_OUTPUT_BYTES,
   });
+  if (end.code === 0) return end.output.toString('utf8');
+  if (end.kind === 'start') {
+    const { errno = '' } = end;
+    const advice = errno === 'ENOENT' ? `not found: ${INSTALL[command] ?? `install the program ${command}`}` : errno;
+    throw new PodwireError('COMMAND_FAILED', `cannot run ${shown}: ${advice}`, { errno });
+  }
+  const problems = {
+    timeout: () => `${shown}: no answer within ${timeoutMs} ms`,
+    output: () => `${shown}: more than ${MAX_OUTPUT_BYTES} bytes of output`,
+    exit: () => describeFailure(command, args, input, end),
+  };
+  throw new PodwireError('COMMAND_FAILED', problems[end.kind]());
+};
 
 /** What every program we run gets: English messages, and the directories of system programs. */
 export function programEnvironment(): NodeJS.ProcessEnv {
@@ -97,11 +65,9 @@ function describeFailure(
   command: string,
   args: readonly string[],
   input: string | undefined,
-  stderr: readonly Buffer[],
-  code: number | null,
-  signal: NodeJS.Signals | null,
+  { code, signal, errors }: ProgramEnd,
 ): string {
-  const text = Buffer.concat(stderr).toString('utf8');
+  const text = errors.toString('utf8');
   // `ip -batch -` names the failed line: show that command instead of the batch.
   const failedLine = /Command failed -:(\d+)/.exec(text)?.[1];
   const batchCommand = failedLine === undefined ? undefined : input?.split('\n')[Number(failedLine) - 1];

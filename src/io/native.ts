@@ -14,7 +14,7 @@ interface NativeEngine {
   readonly destroy: (this: void) => void;
 }
 
-/** What native/addon.c and addon-engine.c export; counts or -errno. */
+/** What native/addon*.c export; counts or -errno. */
 interface Addon {
   tunOpen(
     name: string,
@@ -50,6 +50,14 @@ interface Addon {
   noop(): void;
   layout(): Record<string, number> & { counters: string[]; checksumVariant: string };
   engineCreate(config: object): NativeEngine | number;
+  programRun(
+    argv: Uint8Array,
+    envp: Uint8Array,
+    input: Uint8Array | undefined,
+    timeoutMs: number,
+    mostBytes: number,
+    done: (status: number, output: Buffer, errors: Buffer) => void,
+  ): number;
 }
 
 let loaded: Addon | undefined;

@@ -41,6 +41,30 @@ describe('run', () => {
     expect(performance.now() - started).toBeLessThan(5_000);
   });
 
+  test('many at once, and the event loop goes on meanwhile', async () => {
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 1);
+    const words = Array.from({ length: 50 }, (_, i) => `word ${i}`);
+    const answers = await Promise.all(words.map((word) => run('sh', ['-c', 'sleep 0.05; cat'], { input: word })));
+    clearInterval(timer);
+    expect(answers).toEqual(words);
+    expect(ticks).toBeGreaterThan(5);
+  });
+
+  test('the environment is this process’s with what is given, and English', async () => {
+    const script = 'echo "$LC_ALL $GIVEN $HOME"';
+    expect(await run('sh', ['-c', script], { env: { GIVEN: 'ünïcode' } })).toBe(`C ünïcode ${process.env['HOME']}\n`);
+  });
+
+  test('a text that no program can be given is one clear line', async () => {
+    await expect(run('echo', ['a\0b'])).rejects.toThrow(/^cannot run echo a\0b: EINVAL$/);
+    await expect(run('', [])).rejects.toThrow(/EINVAL$/);
+  });
+
+  test('output without end is cut short', async () => {
+    await expect(run('cat', ['/dev/zero'])).rejects.toThrow('cat /dev/zero: more than 67108864 bytes of output');
+  });
+
   test('a program that never reads its input is no crash', async () => {
     await expect(run('true', [], { input: 'x'.repeat(1_000_000) })).resolves.toBe('');
   });
