@@ -16,7 +16,7 @@ import { startingDaemons, stopAll } from './contender.mjs';
 
 /** @typedef {import('./contender.mjs').Contender} Contender */
 
-const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const CLI = fileURLToPath(new URL('../../dist/bundle/main.cjs', import.meta.url));
 const PACKAGE = new URL('../../package.json', import.meta.url);
 /** Of the network config, by family. */
 const NETWORKS = {

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { findProgram } from '../contenders/contender.mjs';
 import { BenchError, Daemon } from '../lib/process.mjs';
 
-const CLI = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const CLI = fileURLToPath(new URL('../../dist/bundle/main.cjs', import.meta.url));
 
 /** As deploy/podwire.service sets it. */
 const NODE_OPTIONS = '--max-semi-space-size=4';

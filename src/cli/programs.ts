@@ -5,6 +5,6 @@
 import { fileURLToPath } from 'node:url';
 
 /** `podwire` itself. */
-export const PODWIRE = fileURLToPath(new URL('../cli/main.js', import.meta.url));
+export const PODWIRE = fileURLToPath(new URL('../bundle/main.cjs', import.meta.url));
 /** What the lab runs inside a pod's namespace. */
 export const LAB_ENDPOINT = fileURLToPath(new URL('../cli/lab/endpoint.js', import.meta.url));

@@ -13,6 +13,8 @@ import type { PathMtuOptions } from './pmtu.js';
 import { pathMtuSettings } from './pmtu-options.js';
 import type { SourceCheck } from './policy.js';
 import { SOURCE_CHECKS } from './policy.js';
+import type { ThreadsAhead } from './threads.js';
+import { automaticWorkers, MOST_WORKERS } from './threads.js';
 
 export interface DataplaneOptions {
   /** TUN name, or a pattern with `%d`; at most 15 characters; default `flannel%d`, as flanneld names it. */
@@ -54,6 +56,8 @@ export interface DataplaneOptions {
   readonly configuredMtu?: (underlay: Address) => Promise<number | undefined>;
   /** Most routes at a time, default 20,000; memory is committed as it is used. */
   readonly maxRoutes?: number;
+  /** Threads that were started ahead, for `workers` that are as many. */
+  readonly threads?: ThreadsAhead;
   readonly logger?: Logger;
 }
 
@@ -76,10 +80,10 @@ export interface ResolvedOptions {
   readonly peerProbes: boolean;
   readonly configuredMtu: ((underlay: Address) => Promise<number | undefined>) | undefined;
   readonly maxRoutes: number;
+  readonly threads: ThreadsAhead | undefined;
   readonly logger: Logger;
 }
 
-const MOST_WORKERS = 32;
 const MOST_ROUTES = 500_000;
 
 function oneOf<T extends string>(what: string, value: string | undefined, allowed: readonly T[], fallback: T): T {
@@ -144,7 +148,7 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
   }
   // Every raw socket of a protocol gets a copy of every packet: one worker is all that can share the work.
   const most = isUdp ? MOST_WORKERS : 1;
-  const auto = Math.min(4, most, Math.max(1, Math.floor(processors / 2)));
+  const auto = Math.min(most, automaticWorkers(processors));
   const workers = options.workers === 'auto' ? auto : whole('workers', options.workers, 1, most, auto);
   return {
     device: deviceName(options.device ?? 'flannel%d'),
@@ -164,6 +168,7 @@ export function resolveOptions(options: DataplaneOptions, processors: number): R
     peerProbes: isUdp && (options.peerProbes ?? true),
     configuredMtu: options.configuredMtu,
     maxRoutes: whole('maxRoutes', options.maxRoutes, 1, MOST_ROUTES, 20_000),
+    threads: options.threads,
     logger: options.logger ?? silentLogger,
   };
 }

@@ -120,7 +120,8 @@ export class PathMtuTable {
   readonly #random: () => number;
   readonly #logger: Logger;
   readonly #paths = new Map<string, Path>();
-  readonly #results: LRUCache<string, number>;
+  /** Made with the first address: it reserves room for all it may remember. */
+  #results: LRUCache<string, number> | undefined;
   readonly #queue: Path[] = [];
   readonly #counts = { probes: 0, answers: 0, reports: 0, absurd: 0, lowered: 0, raised: 0 };
   #busy = 0;
@@ -140,12 +141,6 @@ export class PathMtuTable {
     this.#random = options.random ?? Math.random;
     this.#logger = options.logger ?? silentLogger;
     this.#probing = options.probe === false ? 'off' : 'starting';
-    this.#results = new LRUCache({
-      max: this.#settings.remembered,
-      ttl: this.#settings.raiseIntervalMs,
-      ttlResolution: 0,
-      perf: { now: () => this.#clock.now() },
-    });
   }
 
   /**
@@ -171,6 +166,16 @@ export class PathMtuTable {
     if (mtu !== undefined && path.mtu === before) this.#options.onChange(address, before);
   }
 
+  get #remembered(): LRUCache<string, number> {
+    this.#results ??= new LRUCache({
+      max: this.#settings.remembered,
+      ttl: this.#settings.raiseIntervalMs,
+      ttlResolution: 0,
+      perf: { now: () => this.#clock.now() },
+    });
+    return this.#results;
+  }
+
   #add(key: string, address: Address): Path {
     const { underlayMtu } = this.#options;
     const path: Path = {
@@ -194,7 +199,7 @@ export class PathMtuTable {
     };
     this.#paths.set(key, path);
     if (!this.#started) this.#start();
-    const remembered = this.#results.get(key);
+    const remembered = this.#remembered.get(key);
     if (remembered !== undefined && remembered < path.ceiling) this.#set(path, remembered, 'remembered');
     return path;
   }
@@ -352,7 +357,7 @@ export class PathMtuTable {
   }
 
   #set(path: Path, mtu: number, why: 'configured' | 'remembered' | 'probed'): void {
-    if (why === 'probed') this.#results.set(path.address.toString(), mtu);
+    if (why === 'probed') this.#remembered.set(path.address.toString(), mtu);
     if (mtu === path.mtu) return;
     const before = path.mtu;
     path.mtu = mtu;

@@ -5,15 +5,15 @@
  * Piscina's `close()` ends busy workers when the first of several loops returns, so it is never used: stopping is the
  * stop word, a wake-up, every run awaited, then `destroy()`.
  */
-import { setFlagsFromString } from 'node:v8';
 import { MessageChannel } from 'node:worker_threads';
-import { Piscina } from 'piscina';
+import type { Piscina } from 'piscina';
 import { PodwireError, errnoOf, messageOf } from '../errors.js';
 import type { Fib } from '../fib/fib.js';
 import type { Batch, BatchMemory } from '../io/batch.js';
 import { META_STOP, openBatch } from '../io/batch.js';
 import type { KernelSide } from './kernel.js';
 import type { ResolvedOptions } from './options.js';
+import { startThreads } from './threads.js';
 import type { WorkerTask } from './worker.js';
 import { STOP_LEAVE, STOP_RUN } from './worker.js';
 
@@ -73,19 +73,7 @@ export class Supervisor {
       lastError: undefined,
       done: Promise.resolve(),
     }));
-    // Some seconds after a quiet start V8 collects an isolate once more to shrink its heap, which stops a worker for up to
-    // 10 ms. A flag is the only way to tell it not to; it concerns threads that are made from here on.
-    setFlagsFromString('--no-memory-reducer');
-    this.#pool = new Piscina({
-      // From here, and from a bundle beside this directory.
-      filename: new URL('../dataplane/worker.js', import.meta.url).href,
-      minThreads: memories.length,
-      maxThreads: memories.length,
-      concurrentTasksPerWorker: 1,
-      idleTimeout: Infinity,
-      recordTiming: false,
-      atomics: 'disabled',
-    });
+    this.#pool = options.threads?.take(memories.length) ?? startThreads(memories.length);
     // A worker that dies outside of a task is replaced by the pool; its task's own rejection is what we act on.
     this.#pool.on('error', (error) => options.logger.debug({ err: messageOf(error) }, 'worker pool error'));
   }

@@ -1,15 +1,14 @@
 /**
- * The loop of one worker thread, hosted by Piscina for as long as the data plane runs. It blocks in native code and
- * never returns to the event loop; the main thread ends it by a word in shared memory and an eventfd.
+ * The loop of one worker thread. It blocks in native code and never returns to the event loop; the main thread ends it
+ * by a word in shared memory and an eventfd.
  */
 import type { MessagePort } from 'node:worker_threads';
 import { PodwireError } from '../errors.js';
 import type { FibMemory } from '../fib/layout.js';
-import { controlView, readerWord, rowsView } from '../fib/layout.js';
-import { FibReader } from '../fib/lookup.js';
+import type { FibReader } from '../fib/lookup.js';
 import { META_STOP } from '../io/batch.js';
 import type { NativePortSpec } from '../io/native.js';
-import { createNativePort, errnoName } from '../io/native.js';
+import { errnoName } from '../io/native.js';
 import type { PacketPort } from '../io/ports.js';
 import { Forwarder } from './forwarder.js';
 
@@ -54,19 +53,5 @@ export function forward(port: PacketPort, fib: FibReader, policy: Int32Array): v
     fib.enter();
     if ((rows & 0xffff) !== 0) forwarder.egress(rows & 0xffff);
     if (rows >>> 16 !== 0) forwarder.ingress(rows >>> 16);
-  }
-}
-
-export default function run(task: WorkerTask): void {
-  const reader = new FibReader(task.fib, task.index);
-  const word = readerWord(task.index);
-  const port = createNativePort(task.port, rowsView(task.fib), controlView(task.fib).subarray(word, word + 1));
-  task.ready.postMessage('running');
-  task.ready.close();
-  try {
-    forward(port, reader, task.policy);
-  } finally {
-    reader.leave();
-    port.destroy();
   }
 }

@@ -1,13 +1,14 @@
-// dist/bundle/podwire.cjs: the program and the packages it needs in one file, of what tsc has made.
+// dist/bundle, of what tsc has made: podwire.cjs, the program and the packages it needs in one file; main.cjs, which runs
+// it; what its threads run, thread.js, and worker.js, which Piscina looks for beside itself.
 
 import { createHash } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { argv } from 'node:process';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
-/** Not in it: packages with programs or binaries of their own beside their modules. */
-const EXTERNAL = [/^piscina(?:\/|$)/, /^raw-socket$/, /^node-gyp-build$/];
+/** Not in it: packages with binaries of their own beside their modules, or that are nobody's dependency. */
+const EXTERNAL = [/^raw-socket$/, /^node-gyp-build$/, /^@napi-rs\/nice$/];
 
 /** @param {string} root of the package */
 export function bundleOf(root) {
@@ -21,19 +22,24 @@ export function bundleOf(root) {
 export async function makeBundle(root) {
   // Only here, because it comes with the development packages, which set-up has yet to install.
   const { rolldown } = await import('rolldown');
-  const bundle = await rolldown({
-    input: { podwire: join(root, 'dist/cli/program.js') },
-    platform: 'node',
-    external: EXTERNAL,
-  });
-  const { output } = await bundle.generate({
-    format: 'cjs',
-    codeSplitting: false,
-    comments: { legal: true, jsdoc: false },
-  });
-  await bundle.close();
-  const [chunk, ...rest] = output;
-  if (rest.length > 0) throw new Error(`the bundle has ${output.length} files, not one`);
+  const oneFile = async (input) => {
+    const bundle = await rolldown({ input: join(root, input), platform: 'node', external: EXTERNAL });
+    const { output } = await bundle.generate({
+      format: 'cjs',
+      codeSplitting: false,
+      comments: { legal: true, jsdoc: false },
+    });
+    await bundle.close();
+    const [chunk, ...rest] = output;
+    if (rest.length > 0) throw new Error(`the bundle of ${input} has ${output.length} files, not one`);
+    return chunk;
+  };
+  const chunk = await oneFile('dist/cli/program.js');
+  const others = {
+    'main.cjs': await oneFile('dist/cli/main.js'),
+    'thread.js': await oneFile('dist/dataplane/thread.js'),
+    'worker.js': await oneFile('node_modules/piscina/dist/worker.js'),
+  };
   if (/^[^*/]*[^\w.$]import\(/m.test(chunk.code)) throw new Error('a module imports what is not in the bundle');
   // As src/cli/bundle.ts takes it: one function, in ASCII, which V8 holds in half the memory; the digest is the name of
   // the compiled code that belongs to it.
@@ -43,6 +49,10 @@ export async function makeBundle(root) {
   const file = bundleOf(root);
   mkdirSync(dirname(file), { recursive: true });
   writeFileSync(join(dirname(file), 'LICENSES.txt'), licencesOf(chunk.moduleIds));
+  for (const [name, { code: text }] of Object.entries(others)) writeFileSync(join(dirname(file), name), text);
+  chmodSync(join(dirname(file), 'main.cjs'), 0o755);
+  // The package's own says that a .js is an ES module.
+  writeFileSync(join(dirname(file), 'package.json'), '{ "type": "commonjs" }\n');
   writeFileSync(`${file}.new`, `// ${digest}\n${code}`);
   renameSync(`${file}.new`, file);
 }

@@ -18,7 +18,7 @@ import { checkNode, say, SetupError } from './system.mjs';
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
 const COMMANDS = {
-  lab: ['dist/cli/main.js', 'lab'],
+  lab: ['dist/bundle/main.cjs', 'lab'],
   test: ['node_modules/vitest/vitest.mjs', 'run'],
   bench: ['bench/main.mjs'],
 };

@@ -14,7 +14,7 @@ import { missing } from '../support/requires.js';
 const needs = {
   root: true,
   commands: ['ip'],
-  files: ['dist/cli/main.js'],
+  files: ['dist/bundle/main.cjs'],
   counterparts: ['etcd-3.6', 'flanneld'],
 } as const;
 

@@ -4,7 +4,7 @@ import { attributes, BackendBed } from '../support/backend-bed.js';
 import { until } from '../support/process.js';
 import { missing } from '../support/requires.js';
 
-const NEEDS = { root: true, tun: true, commands: ['ip', 'bridge'], files: ['dist/cli/main.js'] };
+const NEEDS = { root: true, tun: true, commands: ['ip', 'bridge'], files: ['dist/bundle/main.cjs'] };
 const NEAR = { key: '10.42.201.0-24', prefix: '10.42.201.0/24', publicIp: '10.77.0.201', mac: '0e:00:00:00:02:01' };
 /** Behind host B: reachable, but not on the underlay's own link. */
 const FAR = { key: '10.42.202.0-24', prefix: '10.42.202.0/24', publicIp: '10.99.0.202', mac: '0e:00:00:00:02:02' };

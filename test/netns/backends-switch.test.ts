@@ -5,7 +5,7 @@ import { BackendBed } from '../support/backend-bed.js';
 import { type Process, until } from '../support/process.js';
 import { missing } from '../support/requires.js';
 
-const NEEDS = { root: true, tun: true, commands: ['ip', 'bridge', 'ping'], files: ['dist/cli/main.js'] };
+const NEEDS = { root: true, tun: true, commands: ['ip', 'bridge', 'ping'], files: ['dist/bundle/main.cjs'] };
 
 describe.skipIf(missing(NEEDS))('a network config that changes while the agents run', () => {
   let bed: BackendBed;

@@ -4,7 +4,7 @@ import { attributes, BackendBed } from '../support/backend-bed.js';
 import { type Process, until } from '../support/process.js';
 import { missing } from '../support/requires.js';
 
-const NEEDS = { root: true, tun: true, commands: ['ip', 'bridge', 'ping', 'iperf3'], files: ['dist/cli/main.js'] };
+const NEEDS = { root: true, tun: true, commands: ['ip', 'bridge', 'ping', 'iperf3'], files: ['dist/bundle/main.cjs'] };
 const THEIR_MAC = '0e:66:77:88:99:aa';
 const OUR_MAC = '0e:11:22:33:44:55';
 

@@ -17,7 +17,7 @@ const NEEDS = {
 };
 
 /** The devices are wireguard-go's: no kernel here has to have WireGuard. */
-describe.skipIf(missing({ ...NEEDS, files: ['dist/cli/main.js'] }))('wireguard', () => {
+describe.skipIf(missing({ ...NEEDS, files: ['dist/bundle/main.cjs'] }))('wireguard', () => {
   backendContract({
     name: 'wireguard, dual stack, a device for each family',
     backend: { Type: 'wireguard' },

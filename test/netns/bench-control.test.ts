@@ -14,7 +14,7 @@ const needs = {
   root: true,
   tun: true,
   commands: ['ip', 'bridge'],
-  files: ['dist/cli/main.js'],
+  files: ['dist/bundle/main.cjs'],
   counterparts: ['etcd-3.6', 'flanneld'],
 } as const;
 

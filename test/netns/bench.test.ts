@@ -11,7 +11,7 @@ import { Process, root, until } from '../support/process.js';
 import { missing } from '../support/requires.js';
 
 const PROGRAMS = { root: true, commands: ['ip', 'bridge', 'ethtool', 'iperf3', 'cc'] };
-const AGENT = { tun: true, files: ['dist/cli/main.js', 'dist/index.js'] };
+const AGENT = { tun: true, files: ['dist/bundle/main.cjs', 'dist/index.js'] };
 
 const start = (...args: string[]) => new Process(process.execPath, [`${root}/bench/main.mjs`, ...args]);
 

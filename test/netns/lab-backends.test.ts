@@ -10,7 +10,7 @@ const NEEDS = {
   tun: true,
   commands: ['ip', 'bridge', 'ping', 'wg'],
   counterparts: ['wireguard-go'] as const,
-  files: ['dist/cli/main.js'],
+  files: ['dist/bundle/main.cjs'],
 };
 const SECOND = ['ping', 'tcp', 'udp', 'mtu', 'fragments', 'source-address', 'node-to-pod'].map((name) => `${name}-v6`);
 

@@ -49,7 +49,7 @@ async function expectNothingLeft(pid: number): Promise<void> {
   expect(await agentsOf(pid)).toEqual([]);
 }
 
-const needs = { root: true, tun: true, commands: ['ip', 'pgrep'], files: ['dist/cli/main.js'] };
+const needs = { root: true, tun: true, commands: ['ip', 'pgrep'], files: ['dist/bundle/main.cjs'] };
 
 describe.skipIf(missing(needs))('podwire lab', () => {
   it('prints one document, every check holds, nothing is left', async () => {

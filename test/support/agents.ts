@@ -7,7 +7,7 @@ import { cli, type Finished, type Process, until } from './process.js';
 import type { Needs } from './requires.js';
 
 /** What an {@link AgentBed} needs of the machine. */
-export const AGENT_NEEDS: Needs = { root: true, tun: true, commands: ['ip', 'ping'], files: ['dist/cli/main.js'] };
+export const AGENT_NEEDS: Needs = { root: true, tun: true, commands: ['ip', 'ping'], files: ['dist/bundle/main.cjs'] };
 
 export interface AgentHost {
   readonly ns: NetNs;

@@ -14,7 +14,7 @@ export const CLUSTER_NEEDS: Needs = {
   root: true,
   tun: true,
   commands: ['ip', 'ping', 'iptables', 'ip6tables'],
-  files: ['dist/cli/main.js'],
+  files: ['dist/bundle/main.cjs'],
   counterparts: ['flanneld', 'etcd-3.6', 'etcdctl'],
 };
 

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 /** The checkout, absolute, without a trailing slash. */
 export const root: string = fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '');
 /** The built command line program; `npm test` builds it first. */
-export const cli: string = `${root}/dist/cli/main.js`;
+export const cli: string = `${root}/dist/bundle/main.cjs`;
 
 export interface Finished {
   /** Exit code, or null when a signal ended it. */

@@ -69,7 +69,7 @@ test('every variable in the sample settings is one, and all of them together wor
   expect(config.ipMasq).toBe(true);
 });
 
-describe.skipIf(missing({ files: ['dist/cli/main.js'] }))('podwire docker-opts', () => {
+describe.skipIf(missing({ files: ['dist/bundle/main.cjs'] }))('podwire docker-opts', () => {
   let directory: string;
   beforeAll(async () => {
     directory = await mkdtemp(join(tmpdir(), 'pwag-docker-'));

@@ -6,7 +6,7 @@ import { cli, root, run, type Finished } from '../../support/process.js';
 import { missing } from '../../support/requires.js';
 
 /** The built program as an operator runs it. Nothing here gets as far as touching the host. */
-const lacking = missing({ files: ['dist/cli/main.js'] });
+const lacking = missing({ files: ['dist/bundle/main.cjs'] });
 
 let directory: string;
 beforeAll(async () => {

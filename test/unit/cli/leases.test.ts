@@ -153,7 +153,7 @@ describe('the table', () => {
   });
 });
 
-describe.skipIf(missing({ files: ['dist/cli/main.js'] }))('the command on a directory', { timeout: 60_000 }, () => {
+describe.skipIf(missing({ files: ['dist/bundle/main.cjs'] }))('the command on a directory', { timeout: 60_000 }, () => {
   let directory: string;
   let store: string;
   beforeAll(async () => {

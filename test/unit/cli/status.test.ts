@@ -223,7 +223,7 @@ describe('rates', () => {
   });
 });
 
-describe.skipIf(missing({ files: ['dist/cli/main.js'] }))('the command', { timeout: 60_000 }, () => {
+describe.skipIf(missing({ files: ['dist/bundle/main.cjs'] }))('the command', { timeout: 60_000 }, () => {
   let directory: string;
   let path: string;
   beforeAll(async () => {
