@@ -18,7 +18,7 @@
 
 #define PW_MAX_EGRESS 256
 #define PW_MAX_INGRESS 1024
-#define PW_MAX_MESSAGES 32
+#define PW_MAX_MESSAGES 64
 #define PW_MAX_REPLIES 32
 #define PW_ROW_WORDS 8
 
