@@ -1,10 +1,12 @@
 /** The overlay's share of the host's firewall: which rules the network and the own lease ask for. */
 import type { Logger } from '../dataplane/logger.js';
 import { PodwireError } from '../errors.js';
+import type { Early } from '../host/early.js';
 import type { Runner } from '../host/exec.js';
 import { type FirewallStats, HostFirewall } from '../host/firewall/firewall.js';
 import { firewallKey, networkKey } from '../host/firewall/names.js';
 import { readPreviousNetworks } from '../host/firewall/previous.js';
+import type { FirewallTools } from '../host/firewall/tools.js';
 import type { Prefix } from '../net/prefix.js';
 import { type NetworkConfig, networksOf } from './network-config.js';
 
@@ -28,6 +30,8 @@ export interface OverlayFirewallOptions {
   readonly masquerade: boolean;
   readonly network: NetworkConfig;
   readonly subnetFile: string | false;
+  /** The host's programs, where they were looked for before the network was known. */
+  readonly tools?: Early<FirewallTools>;
   readonly runner: Runner;
   readonly logger: Logger;
 }
@@ -48,7 +52,7 @@ export class OverlayFirewall {
    * @throws {PodwireError} `INVALID_ARGUMENT`.
    */
   static async open(options: OverlayFirewallOptions): Promise<OverlayFirewall> {
-    const { firewall, network, subnetFile, runner, logger } = options;
+    const { firewall, network, subnetFile, tools, runner, logger } = options;
     const { manager = 'auto', resyncMs } = firewall;
     if (!MANAGERS.includes(manager)) {
       throw new PodwireError(
@@ -63,6 +67,7 @@ export class OverlayFirewall {
       manager,
       key: subnetFile === false ? networkKey(networksOf(network)) : await firewallKey(subnetFile),
       runner,
+      ...(tools === undefined ? {} : { tools }),
       configAsksNft: network.enableNFTables,
       previousNetworks: subnetFile === false ? [] : await readPreviousNetworks(subnetFile),
       ...(resyncMs === undefined ? {} : { resyncMs }),
@@ -71,17 +76,22 @@ export class OverlayFirewall {
     return new OverlayFirewall(options, host);
   }
 
-  /** Puts the rules for these own subnets in force. Never rejects: what cannot be done is logged and tried again. */
+  /**
+   * Puts the rules for these own subnets in force. Never rejects: what cannot be done is logged and tried again.
+   *
+   * @returns when they are in force or have failed; they are verified after that.
+   */
   async apply(subnets: readonly Prefix[]): Promise<void> {
     const { firewall, masquerade, network } = this.#options;
-    await this.#host.apply({
+    const plan = {
       networks: networksOf(network),
       subnets,
       masquerade,
       forward: firewall.forward ?? true,
       randomFully: firewall.randomFully ?? true,
       blackhole: firewall.blackhole ?? false,
-    });
+    };
+    await new Promise<void>((resolve) => void this.#host.apply(plan, resolve).then(() => resolve()));
   }
 
   get stats(): FirewallStats {

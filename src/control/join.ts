@@ -8,10 +8,14 @@
 import { basename, dirname, join, resolve } from 'node:path';
 import type { Dataplane, DataplaneOptions } from '../dataplane/dataplane.js';
 import { type Logger, silentLogger } from '../dataplane/logger.js';
+import { ThreadsAhead } from '../dataplane/threads.js';
 import { errnoOf, messageOf, PodwireError } from '../errors.js';
+import { Early } from '../host/early.js';
 import { run, type Runner } from '../host/exec.js';
+import { findTools } from '../host/firewall/tools.js';
 import { type Guard, HostGuard } from '../host/guard.js';
 import { hostIdentity } from '../host/identity.js';
+import { listInterfaces } from '../host/interfaces.js';
 import { HostMonitor, type Monitor } from '../host/monitor.js';
 import { type InterfaceChoice, type SelectedInterface, selectInterface } from '../host/select-interface.js';
 import { checkSubnetEnvWritable, type PreviousSubnets, readPreviousSubnets } from '../host/subnet-env.js';
@@ -115,6 +119,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   const subnetFile = options.subnetFile ?? DEFAULT_SUBNET_FILE;
   const peerSources = options.peerSources === undefined ? undefined : readPeerSources(options.peerSources);
   await (seams.checkSystem ?? checkSystem)();
+  await using threads = seams.openDataplane === undefined ? new ThreadsAhead(options.dataplane?.workers) : undefined;
   const state = statePath(options.stateDirectory, subnetFile);
   const durable =
     state === undefined
@@ -126,6 +131,11 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
   const stopNotices = durable?.onNotice((notice) => {
     if (notice.kind === 'degraded') logger.warn({}, notice.reason);
   });
+  const interfaces = new Early(() => listInterfaces(runner));
+  const tools =
+    options.firewall === undefined || options.firewall.manager === 'none'
+      ? undefined
+      : new Early(() => findTools(runner));
   const network = await readNetwork(store, clock, logger, signal, options.waitForConfig ?? false);
   const undo: (() => Promise<void>)[] = [];
   if (durable !== undefined) undo.push(() => durable.discard());
@@ -140,6 +150,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
             masquerade: options.ipMasq ?? false,
             network,
             subnetFile,
+            ...(tools === undefined ? {} : { tools }),
             runner,
             logger,
           });
@@ -149,7 +160,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
       await firewall?.close();
     });
     const select = (): Promise<SelectedInterface> =>
-      selectInterface(runner, options.interface ?? {}, underlayFamilies(network));
+      selectInterface(runner, options.interface ?? {}, underlayFamilies(network), interfaces);
     const underlay = await select();
     logger.info(
       {
@@ -194,7 +205,7 @@ export async function joinOverlayWith(options: OverlayOptions, seams: OverlaySea
         openBackend({
           ...common,
           underlay: chosen,
-          dataplane: options.dataplane ?? {},
+          dataplane: { ...options.dataplane, ...(threads === undefined ? {} : { threads }) },
           ...likeBefore(before, options),
         }),
       underlay,

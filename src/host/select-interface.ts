@@ -3,6 +3,7 @@
  */
 import { messageOf, PodwireError } from '../errors.js';
 import { Address, type Family } from '../net/prefix.js';
+import type { Early } from './early.js';
 import type { Runner } from './exec.js';
 import {
   defaultRouteDevice,
@@ -55,6 +56,7 @@ interface Host {
 
 /**
  * @param families the enabled address families of the network, at least one.
+ * @param early the interfaces, where they were asked for before the network was known.
  * @throws {PodwireError} `INTERFACE` (nothing matches, no address, MTU 0), `INVALID_ADDRESS`, `INVALID_ARGUMENT` (a
  *   bad pattern), `COMMAND_FAILED`.
  */
@@ -62,11 +64,12 @@ export async function selectInterface(
   runner: Runner,
   choice: InterfaceChoice,
   families: readonly Family[],
+  early?: Early<HostInterface[]>,
 ): Promise<SelectedInterface> {
   const publicIp = parsePublic(choice.publicIp, 4, '--public-ip');
   const publicIpv6 = parsePublic(choice.publicIpv6, 6, '--public-ipv6');
   const patterns = (choice.ifaceRegex ?? []).map((text) => ({ text, expression: parseInterfacePattern(text) }));
-  const host: Host = { runner, interfaces: await listInterfaces(runner), families };
+  const host: Host = { runner, interfaces: await (early?.take() ?? listInterfaces(runner)), families };
   const explicit = (choice.iface?.length ?? 0) + patterns.length > 0 || choice.ifaceCanReach !== undefined;
   const match = explicit
     ? await matchExplicit(host, choice, patterns)

@@ -87,6 +87,8 @@ export class UdpBackend implements Backend {
     }
     for (const overlay of networksOf(network)) refuseLoop(overlay, underlay);
     const open = options.openDataplane ?? (async (resolved) => Dataplane.start(resolved));
+    const asking = askHost(options);
+    asking.catch(() => undefined);
     // Threads start while the host is asked what it has and the store for a lease: {@link begin} waits for them.
     const opening = open({
       ...options.dataplane,
@@ -98,7 +100,7 @@ export class UdpBackend implements Backend {
     });
     // It may fail first: what the host says is heard all the same, and tells more.
     opening.catch(() => undefined);
-    const { own, stale } = await askHost(options).catch(async (error: unknown) => {
+    const { own, stale } = await asking.catch(async (error: unknown) => {
       await opening.then((opened) => opened.close()).catch(() => undefined);
       throw error;
     });

@@ -9,6 +9,7 @@
  */
 import { messageOf } from '../../errors.js';
 import type { Prefix } from '../../net/prefix.js';
+import { Early } from '../early.js';
 import type { Runner } from '../exec.js';
 import { Admissions } from './admission.js';
 import { ensureBlackholes } from './blackhole.js';
@@ -43,6 +44,8 @@ export interface HostFirewallOptions {
   readonly previousNetworks?: readonly Prefix[];
   /** Period of the checks in milliseconds; default 5000. */
   readonly resyncMs?: number;
+  /** What findTools says, where that was asked ahead. */
+  readonly tools?: Early<FirewallTools>;
   /** Seam for tests, see findTools. */
   readonly findProgram?: (name: string) => Promise<string | undefined>;
   /** One for each change of state, none for a check that finds all well. Must not throw. */
@@ -93,11 +96,14 @@ export class HostFirewall {
   readonly #manager: NftManager | IptablesManager | undefined;
   readonly #admissions: Admissions;
   readonly #resyncMs: number;
+  readonly #listing: Early<NftListing> | undefined;
   #watch: NftWatch | undefined;
   #hearsEvents = false;
   /** Events were lost, and that was told. */
   #isDeaf = false;
   #plan: HostPlan | undefined;
+  /** Who waits for the plan to be in force. */
+  #inForce: (() => void) | undefined;
   #isCleared = false;
   #isTold = false;
   #admittedIn: readonly string[] = [];
@@ -119,6 +125,7 @@ export class HostFirewall {
     this.#chosen = chosen;
     this.#resyncMs = options.resyncMs ?? DEFAULT_RESYNC_MS;
     this.#admissions = new Admissions(runner, this.#names, tools);
+    if (chosen.manager !== 'none' && tools.nft.usable) this.#listing = new Early(() => listChains(runner));
     if (chosen.manager === 'nft') {
       this.#manager = new NftManager(runner, this.#names);
     } else if (chosen.manager === 'iptables') {
@@ -137,7 +144,7 @@ export class HostFirewall {
   static async open(options: HostFirewallOptions): Promise<HostFirewall> {
     const { manager, runner } = options;
     const none: FirewallTools = { nft: { usable: false, reason: 'not asked for' }, iptables: [] };
-    const tools = manager === 'none' ? none : await findTools(runner, options);
+    const tools = manager === 'none' ? none : await (options.tools?.take() ?? findTools(runner, options));
     const mayBeIptables = manager === 'iptables' || (manager === 'auto' && !tools.nft.usable);
     const isLegacy = mayBeIptables && (await legacyIsInUse(runner, tools));
     const chosen = chooseManager(manager, options.configAsksNft ?? false, tools, isLegacy);
@@ -148,11 +155,13 @@ export class HostFirewall {
   /**
    * Puts the plan in force in place of the one before. Never rejects: what cannot be done is told and tried again.
    *
+   * @param inForce called when it is, before that is verified and what it replaces is cleared away; not when it fails.
    * @returns whether all of it is in place.
    */
-  async apply(plan: HostPlan): Promise<boolean> {
+  async apply(plan: HostPlan, inForce?: () => void): Promise<boolean> {
     if (this.#closed) return false;
     this.#plan = plan;
+    this.#inForce = inForce;
     this.#isTold = false;
     this.#isCleared = false;
     const isInPlace = await this.#check();
@@ -234,12 +243,15 @@ export class HostFirewall {
     return outcome.problems.length === 0;
   }
 
-  /** Routes need no turn among the rules; both are over when this is, or the next check would meet one of this. */
+  /** Blackhole routes need no turn among the rules; those of an earlier run go when the rules are in force. */
   async #reconcile(plan: HostPlan): Promise<Outcome> {
-    const [rules, blackholes] = await Promise.allSettled([this.#ensureRules(plan), this.#ensureBlackholes(plan)]);
+    const setting = plan.blackhole ? this.#ensureBlackholes(plan) : undefined;
+    // Both are over when this is, or the next check would meet one of this.
+    const [rules, blackholes] = await Promise.allSettled([this.#ensureRules(plan), setting]);
     if (rules.status === 'rejected') throw rules.reason;
     if (blackholes.status === 'rejected') throw blackholes.reason;
-    return { ...rules.value, drift: [...rules.value.drift, ...blackholes.value] };
+    const gone = blackholes.value ?? (await this.#ensureBlackholes(plan));
+    return { ...rules.value, drift: [...rules.value.drift, ...gone] };
   }
 
   async #ensureRules(plan: HostPlan): Promise<Outcome> {
@@ -248,18 +260,22 @@ export class HostFirewall {
     const problems: string[] = [];
     if (this.#manager !== undefined) {
       const { nft } = this.#tools;
-      const listing = nft.usable ? await listChains(runner) : undefined;
+      const listing = nft.usable ? await (this.#listing?.take() ?? listChains(runner)) : undefined;
+      const admission = await this.#admissions
+        .ensure(plan, this.#chosen.flavour, listing?.chains)
+        // Our own rules are wanted all the same.
+        .catch((error: unknown) => ({ places: this.#admittedIn, drift: [], problems: [messageOf(error)] }));
+      drift.push(...admission.drift);
+      problems.push(...admission.problems);
+      this.#admitted(admission.places);
       const manager = this.#manager;
       if (manager instanceof IptablesManager) {
         drift.push(...(await manager.ensure(plan, this.#ourNetworks(plan), listing?.chains)));
       } else if (listing !== undefined) {
         const isRandom = plan.randomFully && nft.usable && nft.randomFully;
-        drift.push(...(await manager.ensure({ ...plan, randomFully: isRandom }, listing)));
+        const inForce = (): void => (plan === this.#plan ? this.#inForce?.() : undefined);
+        drift.push(...(await manager.ensure({ ...plan, randomFully: isRandom }, listing, inForce)));
       }
-      const admission = await this.#admissions.ensure(plan, this.#chosen.flavour, listing?.chains);
-      drift.push(...admission.drift);
-      problems.push(...admission.problems);
-      this.#admitted(admission.places);
       // The new rules are in force: only now may what they replace go.
       if (!this.#isCleared) {
         const stuck = await this.#clear(plan, listing);

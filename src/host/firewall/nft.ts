@@ -175,10 +175,11 @@ export class NftManager {
    * Makes the tables what the plan says.
    *
    * @param existing what the host has.
+   * @param inForce called when they are, before the kernel is asked how it lists them.
    * @returns what was not as it had been applied, one text each; nothing when all was well or is new.
    * @throws {PodwireError} `COMMAND_FAILED`; the tables are as they were.
    */
-  async ensure(plan: FirewallPlan, existing: Pick<NftListing, 'tables'>): Promise<string[]> {
+  async ensure(plan: FirewallPlan, existing: Pick<NftListing, 'tables'>, inForce?: () => void): Promise<string[]> {
     const blocks = new Map(([4, 6] as const).map((family) => [family, renderTable(this.#names, plan, family)]));
     const script = Array.from(blocks.values()).join('');
     const drift: string[] = [];
@@ -195,7 +196,7 @@ export class NftManager {
     } else if (this.#undone === script) {
       drift.push(`the nft tables ${this.#names.table} were changed while they were written`);
     }
-    await this.#replace(blocks, script, existing);
+    await this.#replace(blocks, script, existing, inForce);
     return drift;
   }
 
@@ -203,6 +204,7 @@ export class NftManager {
     blocks: ReadonlyMap<Family, string>,
     script: string,
     existing: Pick<NftListing, 'tables'>,
+    inForce?: () => void,
   ): Promise<void> {
     const commands = Array.from(blocks, ([family, block]) => {
       const name = this.#table(family);
@@ -212,6 +214,7 @@ export class NftManager {
     }).join('');
     this.#applied = undefined;
     if (commands !== '') await nft(this.#runner, commands);
+    inForce?.();
     const families = Array.from(blocks).flatMap(([family, block]) => (block === '' ? [] : [family]));
     const listing = await this.#list(families);
     const wanted = Array.from(script.matchAll(/ comment "/g)).length;

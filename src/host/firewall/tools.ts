@@ -1,7 +1,8 @@
 /**
  * Which firewall programs this host has, which of them work, and which manager podwire uses.
  */
-import { access, constants, readFile, realpath } from 'node:fs/promises';
+import { accessSync, constants, existsSync, realpathSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../../errors.js';
 import type { Family } from '../../net/prefix.js';
@@ -104,16 +105,18 @@ function kindOfVersion(text: string): IptablesKind | undefined {
   return { flavour: backend === 'nf_tables' ? 'nft' : 'legacy', modern: number >= 1_006_002 };
 }
 
+/** Synchronous: most directories have most programs not, and a start asks for a dozen. */
 async function findOnPath(name: string): Promise<string | undefined> {
   const directories = [...(process.env['PATH'] ?? '').split(':'), '/usr/sbin', '/sbin', '/usr/bin', '/bin'];
   for (const directory of directories) {
     if (directory === '') continue;
     const path = join(directory, name);
+    if (!existsSync(path)) continue;
     try {
-      await access(path, constants.X_OK);
-      return await realpath(path);
+      accessSync(path, constants.X_OK);
+      return realpathSync.native(path);
     } catch {
-      // Not there.
+      // Not ours to run, or gone meanwhile.
     }
   }
   return undefined;

@@ -5,7 +5,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Runner } from '../../../src/host/exec.js';
 import { HostFirewall, type FirewallNotice } from '../../../src/host/firewall/firewall.js';
 import { firewallKey, firewallNames, networkKey } from '../../../src/host/firewall/names.js';
-import { parseChains, renderTable } from '../../../src/host/firewall/nft.js';
+import { NftManager, parseChains, renderTable } from '../../../src/host/firewall/nft.js';
+import type { FirewallPlan } from '../../../src/host/firewall/plan.js';
 import { readPreviousNetworks } from '../../../src/host/firewall/previous.js';
 import { chooseManager, findTools, type FirewallTools, type Flavour } from '../../../src/host/firewall/tools.js';
 import { Prefix } from '../../../src/net/prefix.js';
@@ -237,6 +238,46 @@ test('a host without any program: one line, nothing is run, nothing fails', asyn
   expect(firewall.stats()).toMatchObject({ manager: 'none', state: 'off', rules: [], watch: 'off', failures: 0 });
   await firewall.close();
   expect(notices).toHaveLength(1);
+});
+
+describe('a plan is in force', () => {
+  const plan: FirewallPlan = {
+    networks: [Prefix.parse('10.42.0.0/16')],
+    subnets: [Prefix.parse('10.42.1.0/24')],
+    masquerade: true,
+    forward: true,
+    randomFully: true,
+  };
+
+  async function ensure(answer: (script: string) => Promise<string>): Promise<string[]> {
+    const order: string[] = [];
+    let written = '';
+    const runner: Runner = async (_, args, { input = '' } = {}) => {
+      order.push(`${args.join(' ')}: ${input.split(' ', 2).join(' ')}`);
+      if (!input.startsWith('list')) written = input;
+      const listed = written.replaceAll(/^.* comment ".*$/gm, (rule) => `\t\t${rule.trim()} # handle 7`);
+      return (await answer(input)) || (input.startsWith('list') ? listed : '');
+    };
+    const manager = new NftManager(runner, firewallNames('default'));
+    const given = manager.ensure(plan, { tables: new Set() }, () => order.push('in force'));
+    await given.catch((error: unknown) => order.push(String(error)));
+    return order;
+  }
+
+  test('once it is written, before the kernel is asked how it lists it', async () => {
+    expect(await ensure(async () => '')).toEqual(['-a -f -: add table', 'in force', '-a -f -: list table']);
+  });
+
+  test('not when it could not be written', async () => {
+    const order = await ensure(() => Promise.reject(commandFailed('nft: no')));
+    expect(order).toEqual(['-a -f -: add table', expect.stringContaining('nft: no')]);
+  });
+
+  test('also when somebody undoes it at once, which is told', async () => {
+    const order = await ensure(async (script) => (script.startsWith('list') ? ' ' : ''));
+    expect(order.slice(0, 3)).toEqual(['-a -f -: add table', 'in force', '-a -f -: list table']);
+    expect(order.at(-1)).toMatch(/somebody else writes them too/);
+  });
 });
 
 test('parseChains reads what nft of any age prints', () => {
