@@ -32,6 +32,8 @@ export interface AgentSurroundings {
   readonly readConfig: () => Promise<AgentConfig>;
   /** `NOTIFY_SOCKET` and its like are taken out of it. */
   readonly environment: NodeJS.ProcessEnv;
+  /** Called whenever the network is joined. */
+  readonly onReady?: (() => void) | undefined;
 }
 
 /** How often the agent looks at itself when nobody asks; less often where that takes more than a 500th of the time. */
@@ -120,6 +122,7 @@ export class Agent {
         this.#overlay = overlay;
         this.#health.forget();
         this.#manager.ready(this.#describe(overlay));
+        this.#surroundings.onReady?.();
         // The start may have read the config before it was changed.
         if (this.#reloadMissed) void this.reload();
         const end = await Promise.race([

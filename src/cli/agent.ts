@@ -11,7 +11,8 @@ import { ExitCode, EXIT_FAILURE, UsageError } from './usage.js';
 const STOP_LIMIT_MS = 5_000;
 const SAME_SIGNAL_MS = 500;
 
-export function agentCommand(): Command {
+/** @param onReady called whenever the network is joined. */
+export function agentCommand(onReady?: () => void): Command {
   const command = new Command('agent')
     .description(
       "Hold this host's lease, keep its device, routes and subnet file, and carry the pods' packets. Flags are " +
@@ -34,7 +35,7 @@ export function agentCommand(): Command {
     }
     hidePassword(command);
     const read = reader(command);
-    await serve(await read(), read);
+    await serve(await read(), read, onReady);
   });
   return command;
 }
@@ -69,7 +70,11 @@ function reader(command: Command): () => Promise<AgentConfig> {
 }
 
 /** Runs the agent until a signal stops it. @throws {ExitCode} after an error, which the log has told. */
-async function serve(config: AgentConfig, readConfig: () => Promise<AgentConfig>): Promise<void> {
+async function serve(
+  config: AgentConfig,
+  readConfig: () => Promise<AgentConfig>,
+  onReady: (() => void) | undefined,
+): Promise<void> {
   // Only now, so that help and usage errors do not wait for the data plane's modules.
   const [{ Agent }, { createLog }] = await Promise.all([import('../agent/agent.js'), import('../agent/log.js')]);
   const log = createLog({ level: config.logLevel, format: config.logFormat });
@@ -93,7 +98,7 @@ async function serve(config: AgentConfig, readConfig: () => Promise<AgentConfig>
   };
   process.on('SIGTERM', end);
   process.on('SIGINT', end);
-  const agent = new Agent(config, { log, signal: stop.signal, readConfig, environment: process.env });
+  const agent = new Agent(config, { log, signal: stop.signal, readConfig, environment: process.env, onReady });
   process.on('SIGHUP', () => void agent.reload());
   const crash = (error: unknown): void => {
     failed = true;

@@ -10,7 +10,7 @@ import { Bundle } from './bundle.js';
 
 /** Of {@link Bundle.load}: what the program's module exports. */
 interface Program {
-  readonly run: (argv: readonly string[]) => Promise<number>;
+  readonly run: (argv: readonly string[], onReady?: () => void) => Promise<number>;
 }
 
 // Paths from here, and from the bundle's directory beside this one.
@@ -19,7 +19,7 @@ const BUNDLE = fileURLToPath(new URL('../bundle/podwire.cjs', import.meta.url));
 const PROGRAM = new URL('../cli/program.js', import.meta.url).href;
 /** The compiler's own record, where the package is being worked on. */
 const COMPILED = fileURLToPath(new URL('../.tsbuildinfo', import.meta.url));
-/** An agent has started by then, and its start is worth keeping: V8 has compiled what it takes. */
+/** After an agent's start, which is then worth keeping: V8 has compiled what it takes. A stop before is as good. */
 const KEEP_AFTER_MS = 5_000;
 
 /** A bundle of older modules than those beside it would be a riddle. */
@@ -28,16 +28,21 @@ function isCurrent(): boolean {
   return bundle !== undefined && (compiled ?? 0) <= bundle;
 }
 
-async function load(command: string | undefined): Promise<Program> {
-  if (!isCurrent()) return (await import(PROGRAM)) as Program;
+async function main(argv: readonly string[]): Promise<void> {
+  if (!isCurrent()) {
+    const program = (await import(PROGRAM)) as Program;
+    process.exitCode = await program.run(argv);
+    return;
+  }
   const bundle = new Bundle(BUNDLE, process.env['CACHE_DIRECTORY']);
   const program = bundle.load() as Program;
-  if (command === 'agent' && !bundle.wasCompiled) setTimeout(() => bundle.keep(), KEEP_AFTER_MS).unref();
-  return program;
-}
-
-async function main(argv: readonly string[]): Promise<void> {
-  process.exitCode = await (await load(argv[0])).run(argv);
+  let isWorthKeeping = false;
+  process.exitCode = await program.run(argv, () => {
+    if (isWorthKeeping || bundle.wasCompiled) return;
+    isWorthKeeping = true;
+    setTimeout(() => bundle.keep(), KEEP_AFTER_MS).unref();
+  });
+  if (isWorthKeeping) bundle.keep();
 }
 
 void main(process.argv.slice(2));

@@ -5,7 +5,7 @@ import { report, throwInsteadOfExit } from './usage.js';
 
 interface Entry {
   readonly summary: string;
-  readonly load: () => Promise<Command>;
+  readonly load: (onReady: (() => void) | undefined) => Promise<Command>;
   /** Rewrites the command's own arguments before commander sees them. */
   readonly prepare?: (args: readonly string[]) => Promise<string[]>;
 }
@@ -13,7 +13,7 @@ interface Entry {
 const COMMANDS: Readonly<Record<string, Entry>> = {
   agent: {
     summary: "hold this host's lease and carry its pods' packets (takes flanneld's flags)",
-    load: async () => (await import('./agent.js')).agentCommand(),
+    load: async (onReady) => (await import('./agent.js')).agentCommand(onReady),
     prepare: async (args) => (await import('../agent/flags.js')).normaliseArguments(args),
   },
   cleanup: {
@@ -38,22 +38,27 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
   },
 };
 
-/** Runs one command, and tells the user what became of it. @returns the exit code. */
-export async function run(argv: readonly string[]): Promise<number> {
+/**
+ * Runs one command, and tells the user what became of it.
+ *
+ * @param onReady called whenever an agent has joined its network.
+ * @returns the exit code.
+ */
+export async function run(argv: readonly string[], onReady?: () => void): Promise<number> {
   // `podwire status | head` closes our output early: that is the reader's business, not an error.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code === 'EPIPE') process.exit(0);
     throw error;
   });
   try {
-    await runCommand(argv);
+    await runCommand(argv, onReady);
     return 0;
   } catch (error) {
     return report(error);
   }
 }
 
-async function runCommand(argv: readonly string[]): Promise<void> {
+async function runCommand(argv: readonly string[], onReady: (() => void) | undefined): Promise<void> {
   const program = new Command('podwire')
     .description('Userspace pod-network data plane, compatible with flannel')
     .version(VERSION, '--version', 'print the version')
@@ -63,7 +68,7 @@ async function runCommand(argv: readonly string[]): Promise<void> {
   const selected = Object.hasOwn(COMMANDS, first) ? first : undefined;
   for (const [name, entry] of Object.entries(COMMANDS)) {
     program.addCommand(
-      name === selected ? (await entry.load()).summary(entry.summary) : new Command(name).summary(entry.summary),
+      name === selected ? (await entry.load(onReady)).summary(entry.summary) : new Command(name).summary(entry.summary),
     );
   }
   throwInsteadOfExit(program);

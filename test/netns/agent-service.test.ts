@@ -1,4 +1,4 @@
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import {
@@ -120,6 +120,28 @@ describe.skipIf(missing(NEEDS))('the agent among its neighbours on a host', () =
     const lines = agent.stderr.split('\n').filter((line) => line.includes('the service manager cannot be told'));
     expect(lines).toHaveLength(1);
     expect(lines[0]).toContain('ENOENT');
+  });
+
+  test('compiled code is kept when an agent that had joined stops, not by one that had not', async () => {
+    const cache = join(a.run, 'cache');
+    await mkdir(cache, { mode: 0o700 });
+    const environment = { CACHE_DIRECTORY: cache };
+    await config('{}');
+    const hopeless = bed.startIn(a, { environment });
+    expect((await hopeless.finished).code).toBe(1);
+    expect(await readdir(cache)).toEqual([]);
+    await config('{"Network":"10.42.0.0/16"}');
+    const first = bed.startIn(a, { environment });
+    await ready(first);
+    expect((await first.stop()).code).toBe(0);
+    const kept = await readdir(cache);
+    expect(kept).toEqual([expect.stringMatching(/^podwire-.*\.cache$/)]);
+    const { mtimeMs } = await stat(join(cache, kept[0]!));
+    const second = bed.startIn(a, { environment });
+    await ready(second);
+    expect((await second.stop()).code).toBe(0);
+    // It ran that code, and had none of its own to keep.
+    expect((await stat(join(cache, kept[0]!))).mtimeMs).toBe(mtimeMs);
   });
 
   test('health checks have flanneld’s words, turn bad with what pods need, and good again', async () => {
