@@ -28,7 +28,7 @@ MODE
   latency      round trips: ping-pong, and paced at ${PACES.join(', ')} packets/s
   agent        an idle agent's processor time and memory; garbage collections of its
                workers under load; route updates while packets pass
-  micro        single functions: look-up, update, forwarder, native call
+  micro        single functions: look-up, update, forwarder, native call, running a program
   control      lease control on a real etcd: cold start (with flanneld where it is there), how
                soon joins and leaves are seen and forwarded, 5,000 leases, 1,000 changes a second
   backends     throughput, pps and latency of podwire's backends: ${BACKENDS.join(', ')}

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Micro-benchmarks with benny: single functions of the built package, without packets. Each suite is a script of its own,
+ * Micro-benchmarks: single functions of the built package, without packets, most with benny. Each suite is a script of its own,
  * run in a process of its own (one suite's garbage and compiled code do not meet another's), also by hand:
  *
  *   node bench/micro/fib.mjs [--json FILE] [--quick]
@@ -14,7 +14,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BenchError, run } from '../lib/process.mjs';
 
-const SUITES = ['fib', 'forwarder', 'calls'];
+const SUITES = ['fib', 'forwarder', 'calls', 'programs'];
 const TIMEOUT_MS = 300_000;
 
 /** @typedef {{ suite: string, results: { name: string, ns: number, errorPercent: number }[] }} SuiteResult */
