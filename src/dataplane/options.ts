@@ -56,7 +56,7 @@ export interface DataplaneOptions {
   readonly configuredMtu?: (underlay: Address) => Promise<number | undefined>;
   /** Most routes at a time, default 20,000; memory is committed as it is used. */
   readonly maxRoutes?: number;
-  /** Threads that were started ahead, for `workers` that are as many. */
+  /** Threads that {@link joinOverlay} has started ahead, for `workers` that are as many. */
   readonly threads?: ThreadsAhead;
   readonly logger?: Logger;
 }

@@ -40,6 +40,8 @@ export class ThreadsAhead implements AsyncDisposable {
     this.#count = workers === 'auto' ? automaticWorkers(availableParallelism()) : workers;
     if (Number.isInteger(this.#count) && this.#count >= 1 && this.#count <= MOST_WORKERS) {
       this.#pool = startThreads(this.#count);
+      // A thread that dies is replaced; whoever takes them hears of it from the task.
+      this.#pool.on('error', () => undefined);
     }
   }
 
