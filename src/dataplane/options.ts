@@ -13,8 +13,6 @@ import type { PathMtuOptions } from './pmtu.js';
 import { pathMtuSettings } from './pmtu-options.js';
 import type { SourceCheck } from './policy.js';
 import { SOURCE_CHECKS } from './policy.js';
-import type { ThreadsAhead } from './threads.js';
-import { automaticWorkers, MOST_WORKERS } from './threads.js';
 
 export interface DataplaneOptions {
   /** TUN name, or a pattern with `%d`; at most 15 characters; default `flannel%d`, as flanneld names it. */
@@ -57,8 +55,17 @@ export interface DataplaneOptions {
   /** Most routes at a time, default 20,000; memory is committed as it is used. */
   readonly maxRoutes?: number;
   /** Threads that {@link joinOverlay} has started ahead, for `workers` that are as many. */
-  readonly threads?: ThreadsAhead;
+  readonly threads?: ReadyThreads;
   readonly logger?: Logger;
+}
+
+/** Threads for workers that wait for their data plane. */
+export interface ReadyThreads {
+  /**
+   * The Piscina pool of so many threads, which is the caller's then; undefined if there are more or fewer. Without its
+   * type: piscina's declarations do not compile under all of an embedder's options.
+   */
+  take(count: number): unknown;
 }
 
 /** {@link DataplaneOptions} with every default filled in. */
@@ -80,11 +87,17 @@ export interface ResolvedOptions {
   readonly peerProbes: boolean;
   readonly configuredMtu: ((underlay: Address) => Promise<number | undefined>) | undefined;
   readonly maxRoutes: number;
-  readonly threads: ThreadsAhead | undefined;
+  readonly threads: ReadyThreads | undefined;
   readonly logger: Logger;
 }
 
+export const MOST_WORKERS = 32;
 const MOST_ROUTES = 500_000;
+
+/** As many workers as `auto` stands for. @param processors how many this process may use */
+export function automaticWorkers(processors: number): number {
+  return Math.min(4, Math.max(1, Math.floor(processors / 2)));
+}
 
 function oneOf<T extends string>(what: string, value: string | undefined, allowed: readonly T[], fallback: T): T {
   if (value === undefined) return fallback;

@@ -73,7 +73,8 @@ export class Supervisor {
       lastError: undefined,
       done: Promise.resolve(),
     }));
-    this.#pool = options.threads?.take(memories.length) ?? startThreads(memories.length);
+    const ready = options.threads?.take(memories.length) as Piscina | undefined;
+    this.#pool = ready ?? startThreads(memories.length);
     // A worker that dies outside of a task is replaced by the pool; its task's own rejection is what we act on.
     this.#pool.on('error', (error) => options.logger.debug({ err: messageOf(error) }, 'worker pool error'));
   }

@@ -5,8 +5,7 @@
 import { availableParallelism } from 'node:os';
 import { setFlagsFromString } from 'node:v8';
 import { Piscina } from 'piscina';
-
-export const MOST_WORKERS = 32;
+import { automaticWorkers, MOST_WORKERS, type ReadyThreads } from './options.js';
 
 /** @param count of threads, each for one task that does not end. */
 export function startThreads(count: number): Piscina {
@@ -25,13 +24,8 @@ export function startThreads(count: number): Piscina {
   });
 }
 
-/** As many as `auto` stands for. @param processors how many this process may use */
-export function automaticWorkers(processors: number): number {
-  return Math.min(4, Math.max(1, Math.floor(processors / 2)));
-}
-
 /** Threads that wait for a data plane. One data plane takes them; whoever made them closes them, taken or not. */
-export class ThreadsAhead implements AsyncDisposable {
+export class ThreadsAhead implements ReadyThreads, AsyncDisposable {
   readonly #count: number;
   #pool: Piscina | undefined;
 

@@ -1,5 +1,6 @@
 import { afterEach, expect, test } from 'vitest';
-import { automaticWorkers, ThreadsAhead } from '../../../src/dataplane/threads.js';
+import { automaticWorkers } from '../../../src/dataplane/options.js';
+import { ThreadsAhead } from '../../../src/dataplane/threads.js';
 
 const opened: AsyncDisposable[] = [];
 afterEach(async () => {
