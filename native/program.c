@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "engine.h"
 
 #define FIRST_ROOM 4096
 /* How long an end that was asked for by SIGKILL is waited for: a program that hangs in the kernel is left behind. */
@@ -22,9 +23,7 @@ enum { IN, OUT, ERR, STREAMS };
 
 static int64_t now_ms(void)
 {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+  return pw_now_ns() / 1000000;
 }
 
 static void close_pipes(int pipes[STREAMS][2])

@@ -6,6 +6,7 @@
  */
 #ifndef PODWIRE_TEST_HARNESS_H
 #define PODWIRE_TEST_HARNESS_H
+#include <dirent.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -66,6 +67,18 @@ __attribute__((noreturn, format(printf, 3, 4))) static inline void fail_at(const
     if (got_value != wanted_value) \
       fail_at(__FILE__, __LINE__, "%s is %lld, expected %lld", #got, got_value, wanted_value); \
   } while (0)
+
+/* Of this process, and some more that are always there: for comparing before and after. */
+static inline unsigned open_descriptors(void)
+{
+  unsigned n = 0;
+  DIR *d = opendir("/proc/self/fd");
+  CHECK(d != NULL, "no /proc/self/fd");
+  while (readdir(d))
+    n++;
+  closedir(d);
+  return n;
+}
 
 /* splitmix64 */
 static inline uint64_t random_word(void)

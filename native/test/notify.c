@@ -1,5 +1,4 @@
 /* sd_notify's datagram: path and abstract sockets, and an errno with nothing left open for whatever cannot be sent. */
-#include <dirent.h>
 #include <errno.h>
 #include <stddef.h>
 #include <sys/socket.h>
@@ -7,17 +6,6 @@
 #include <unistd.h>
 #include "harness.h"
 #include "host.h"
-
-static unsigned open_descriptors(void)
-{
-  unsigned n = 0;
-  DIR *d = opendir("/proc/self/fd");
-  CHECK(d != NULL, "no /proc/self/fd");
-  while (readdir(d))
-    n++;
-  closedir(d);
-  return n;
-}
 
 /* A receiver at `address`, written as in NOTIFY_SOCKET. */
 static int receiver(const char *address)

@@ -2,7 +2,6 @@
  * Opening sockets and asking the kernel, as far as it takes no privilege: who may share a port, that a socket for
  * sending takes nothing in, that no ICMP can change what is sent, and that failures are an errno and leave nothing open.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -16,17 +15,6 @@
 #ifndef UDP_GRO
 #define UDP_GRO 104
 #endif
-
-static unsigned open_descriptors(void)
-{
-  unsigned n = 0;
-  DIR *d = opendir("/proc/self/fd");
-  CHECK(d != NULL, "no /proc/self/fd");
-  while (readdir(d))
-    n++;
-  closedir(d);
-  return n;
-}
 
 static int option(int fd, int level, int name)
 {

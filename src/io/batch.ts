@@ -15,6 +15,10 @@ export const META_HEARTBEAT = 5;
 
 export const MAX_EGRESS = 256;
 export const MAX_INGRESS = 1024;
+/**
+ * Messages received before they are written. A kernel's vxlan device sends without an outer checksum, and UDP_GRO merges
+ * none of those: each message is one packet then, and a superpacket to the TUN takes some 47 of them.
+ */
 export const MAX_MESSAGES = 64;
 export const MAX_REPLIES = 32;
 export const ROW_WORDS = 8;
@@ -119,11 +123,6 @@ export interface BatchMemory {
 
 /** Superpackets read before they are sent. */
 const TUN_SUPERPACKETS = 16;
-/**
- * Messages received before they are written. A kernel's vxlan device sends without an outer checksum, and UDP_GRO merges
- * none of those: each message is one packet then, and a superpacket to the TUN takes some 47 of them.
- */
-const UDP_MESSAGES = 64;
 const PAGE = 4096;
 
 /** Reserves the memory of one worker; pages are committed as they are used. */
@@ -138,7 +137,7 @@ export function createBatchMemory(counterCount: number, peerCount: number): Batc
   const countersOffset = region(counterCount * 8);
   const peersOffset = region(peerCount * PEER_WORDS * 8);
   const replyOffset = region(MAX_REPLIES * REPLY_SLOT);
-  const udpBytes = UDP_MESSAGES * UDP_SLOT;
+  const udpBytes = MAX_MESSAGES * UDP_SLOT;
   const udpOffset = region(udpBytes);
   const tunBytes = TUN_SUPERPACKETS * TUN_SLOT;
   const tunOffset = region(tunBytes);
