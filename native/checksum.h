@@ -12,7 +12,12 @@ typedef uint32_t (*pw_sum_fn)(const uint8_t *p, size_t n);
 
 extern pw_sum_fn pw_sum;
 
-/* Chooses pw_sum for this processor; force names a variant ("portable", "avx2", "neon") or is NULL. 0 or -EINVAL. */
+/* The same sum, of bytes that are copied to `to` on the way; the ranges do not overlap. */
+typedef uint32_t (*pw_sum_copy_fn)(uint8_t *to, const uint8_t *p, size_t n);
+
+extern pw_sum_copy_fn pw_sum_copy;
+
+/* Chooses both for this processor; force names a variant ("portable", "avx2", "neon") or is NULL. 0 or -EINVAL. */
 int pw_checksum_init(const char *force);
 const char *pw_checksum_variant(void);
 

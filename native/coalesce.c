@@ -6,12 +6,12 @@
  * A packet joins a run only when segmenting the superpacket again gives the same packets: equal headers except length,
  * id, checksum, sequence and PSH; consecutive sequence; equal payload size, only the last may be shorter; PSH or a
  * short packet ends the run (the rules of the kernel's GRO, net/ipv4/tcp_offload.c). Without DF the ids must count up
- * (RFC 6864: with DF they carry no meaning). Both checksums are verified before the first join, because a superpacket
- * is written with NEEDS_CSUM and would hide corruption. UDP without a checksum is never joined.
+ * (RFC 6864: with DF they carry no meaning). UDP without a checksum is never joined. Checksums are verified when the run
+ * is written (ingress.c), which has to read every byte anyway.
  *
  * A kernel's vxlan device on a veth leaves the inner checksum, and the cutting of a TSO or USO superpacket, to a device
- * that never comes (kernel-facts 9): such packets carry the pseudo header's sum, count as verified as far as that goes,
- * and one above the MTU is a row of its own.
+ * that never comes (kernel-facts 9): such packets carry the pseudo header's sum, which
+ * is all that can be verified of them, and one above the MTU is a row of its own.
  */
 #include <errno.h>
 #include <string.h>
@@ -19,21 +19,9 @@
 #include "engine.h"
 
 #define TCP_ACK 0x10
-#define TCP_PSH 0x08
-#define TCP_JOINABLE (TCP_ACK | TCP_PSH | 0x40 /* ECE */)
+#define TCP_JOINABLE (TCP_ACK | PW_TCP_PSH | 0x40 /* ECE */)
 #define UDP_RUN_SEGMENTS 64
-#define TCP_RUN_SEGMENTS 512 /* keeps the iovec list of one write well below UIO_MAXIOV */
-
-/* IPv4 header and L4 checksum as they arrived: both sums over themselves give all ones, or the second is to be made. */
-static bool checksums_hold(const uint8_t *p, const struct pw_ip *ip, bool partial)
-{
-  if (ip->family == 4 && pw_fold(pw_sum(p, ip->l4)) != 0xffff)
-    return false;
-  if (partial)
-    return true;
-  const unsigned l4_bytes = ip->length - ip->l4;
-  return pw_fold(pw_pseudo_sum(p, ip) + htons((uint16_t)l4_bytes) + pw_sum(p + ip->l4, l4_bytes)) == 0xffff;
-}
+#define TCP_RUN_SEGMENTS 512
 
 /* Bytes of IP + L4 header when the packet may be part of a run, else 0. */
 static unsigned joinable_header(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip)
@@ -73,12 +61,12 @@ static bool headers_agree(const uint8_t *a, const uint8_t *b, const struct pw_ip
   if (ip->protocol == IPPROTO_UDP)
     return true;
   /* acknowledgement, header length; flags without PSH; window; urgent pointer; options with their timestamps */
-  return !memcmp(a + 8, b + 8, 5) && !((a[13] ^ b[13]) & ~TCP_PSH) && !memcmp(a + 14, b + 14, 2) &&
+  return !memcmp(a + 8, b + 8, 5) && !((a[13] ^ b[13]) & ~PW_TCP_PSH) && !memcmp(a + 14, b + 14, 2) &&
          !memcmp(a + 18, b + 18, header - ip->l4 - 18u);
 }
 
-static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, const struct pw_ip *ip, unsigned header,
-                     unsigned sender, bool partial)
+static bool may_join(struct pw_engine *e, const struct pw_flow *f, const uint8_t *p, const struct pw_ip *ip,
+                     unsigned header, unsigned sender)
 {
   const struct pw_segment *last = &e->segment[f->last];
   const unsigned payload = ip->length - header;
@@ -91,14 +79,7 @@ static bool may_join(struct pw_engine *e, struct pw_flow *f, const uint8_t *p, c
     return false;
   if (ip->family == 4 && !(p[6] & 0x40) && pw_get16(p + 4) != (uint16_t)(f->last_id + 1))
     return false;
-  if (f->tcp && pw_get32(p + ip->l4 + 4) != f->next_sequence)
-    return false;
-  if (!f->verified) {
-    if (!checksums_hold(before, &f->ip, last->partial))
-      return false;
-    f->verified = true;
-  }
-  return checksums_hold(p, ip, partial);
+  return !f->tcp || pw_get32(p + ip->l4 + 4) == f->next_sequence;
 }
 
 /*
@@ -146,7 +127,7 @@ static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e
                            .length = (uint16_t)(parsed ? ip.length : n),
                            .header = (uint8_t)header,
                            .partial = partial};
-  if (f && f->row && header && !whole && may_join(e, f, p, &ip, header, e->message_sender[message], partial)) {
+  if (f && f->row && header && !whole && may_join(e, f, p, &ip, header, e->message_sender[message])) {
     const unsigned payload = ip.length - header;
     int32_t *r = pw_ingress_row(e, f->row - 1);
     e->segment[f->last].next = index;
@@ -158,7 +139,7 @@ static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e
     r[PW_I_SEGMENTS]++;
     r[PW_I_BYTES] += (int32_t)ip.length;
     r[PW_I_FLAGS] |= f->tcp ? PW_IF_TCP : PW_IF_UDP;
-    if (payload < f->payload || (f->tcp && (p[ip.l4 + 13] & TCP_PSH)))
+    if (payload < f->payload || (f->tcp && (p[ip.l4 + 13] & PW_TCP_PSH)))
       f->row = 0;
     return 0;
   }
@@ -174,7 +155,7 @@ static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e
   if (!f)
     return 0;
   f->row = 0; /* later packets of this flow must not overtake this one */
-  if (header && !whole && !(ip.protocol == IPPROTO_TCP && (p[ip.l4 + 13] & TCP_PSH))) {
+  if (header && !whole && !(ip.protocol == IPPROTO_TCP && (p[ip.l4 + 13] & PW_TCP_PSH))) {
     f->row = e->ingress_rows;
     f->last = index;
     f->ip = ip;
@@ -185,7 +166,6 @@ static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e
     f->next_sequence = f->tcp ? pw_get32(p + ip.l4 + 4) + f->payload : 0;
     f->last_id = pw_get16(p + 4);
     f->sender = e->message_sender[message];
-    f->verified = false;
   }
   return 0;
 }

@@ -22,10 +22,12 @@
 #define PW_MAX_LANES 64
 #define PW_LANE_ENTRIES 128
 #define PW_LANE_IOVS 1024       /* UIO_MAXIOV bounds one entry anyway */
-#define PW_HEADER_ARENA 131072  /* bytes of rebuilt headers between two flushes */
+#define PW_SEND_ARENA 204800    /* bytes built between two flushes: three superpackets, which stay in a core's cache */
+#define PW_COPY_MOST 512        /* a packet up to this long is copied next to those it shares a send with */
 #define PW_HEADER_MAX 255       /* longest IP + L4 header that is segmented here */
 #define PW_MAX_SEGMENTS 127     /* per UDP_SEGMENT send: UDP_MAX_SEGMENTS is 128 since Linux 6.9, 64 before */
 #define PW_IP_MAX 65535
+#define PW_TCP_PSH 0x08
 #define PW_TUN_HEADROOM 16      /* before each IP header in the TUN arena; the virtio header ends right before it */
 #define PW_TUN_HEADROOM_VXLAN 32 /* as much as the VXLAN header takes, which overwrites the virtio header */
 #define PW_TUN_SLOT (PW_TUN_HEADROOM_VXLAN + 65536 + 64)
@@ -140,7 +142,7 @@ struct pw_flow { /* the run that packets of one flow may still join */
   uint16_t payload, segments;
   uint16_t last_id;
   uint16_t sender; /* message row of the first message from this sender */
-  bool verified, tcp;
+  bool tcp;
   struct pw_ip ip;
 };
 
@@ -160,7 +162,7 @@ struct pw_engine {
   int64_t udp_backoff_until; /* UDP_SEGMENT was refused by the device: not tried before (CLOCK_MONOTONIC ns) */
   unsigned udp_refusals;
   struct pw_spinning spinning;
-  unsigned header_used;
+  unsigned send_used;
   uint16_t message_sender[PW_MAX_MESSAGES];
   uint8_t message_tos[PW_MAX_MESSAGES];
   struct pw_flow flow[PW_FLOW_SLOTS];
@@ -172,7 +174,7 @@ struct pw_engine {
     struct cmsghdr align;
     uint8_t bytes[2 * CMSG_SPACE(sizeof(int))]; /* UDP_GRO, type of service */
   } receive_control[PW_MAX_MESSAGES];
-  uint8_t header_arena[PW_HEADER_ARENA];
+  uint8_t send_arena[PW_SEND_ARENA];
   struct pw_lane *lane; /* send_count of them */
 };
 
@@ -199,7 +201,7 @@ void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t to, const uint8_t 
                  const uint8_t *payload, size_t payload_bytes);
 void pw_lane_flush(struct pw_engine *e, unsigned lane);
 void pw_lanes_flush(struct pw_engine *e);
-uint8_t *pw_header_room(struct pw_engine *e, size_t bytes);
+uint8_t *pw_send_room(struct pw_engine *e, size_t bytes);
 /* ingress.c */
 void pw_ingress_arm(struct pw_engine *e, unsigned slot);
 int pw_ingress_receive(struct pw_engine *e);

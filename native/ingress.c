@@ -187,53 +187,86 @@ static void write_whole(struct pw_engine *e, const int32_t *r, uint32_t host)
   pw_segment_to_tun(e, host, p, s->length, s->header, gso);
 }
 
-/*
- * A run as one superpacket: the first packet's header with length, PSH and the pseudo header's sum of the whole, then
- * the payload slices. Written with NEEDS_CSUM, which is right because every packet of the run was verified.
- */
-static bool write_run(struct pw_engine *e, const int32_t *r, bool tcp)
+/* IPv4 header and L4 checksum of t, as they arrived; its L4 payload is copied to `to`. A partial one is to be made. */
+static bool copy_verified(const struct pw_engine *e, const struct pw_segment *t, const struct pw_ip *ip, uint64_t pseudo,
+                          uint8_t *to)
 {
-  const struct pw_segment *s = &e->segment[r[PW_I_FIRST]];
-  const unsigned header = s->header, count = (unsigned)r[PW_I_SEGMENTS];
-  uint8_t h[PW_HEADER_MAX + 1];
-  struct iovec iov[1024];
-  struct pw_ip ip;
-  if (header > PW_HEADER_MAX || count + 2 > 1024)
-    return false;
-  memcpy(h, e->c.udp_arena + s->offset, header);
-  if (pw_parse_ip(e->c.udp_arena + s->offset, s->length, &ip))
-    return false;
-  struct pw_virtio_header v = {
-      .flags = PW_VIRTIO_NEEDS_CSUM,
-      .gso_type = !tcp ? PW_GSO_UDP_L4 : ip.family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6,
-      .header_length = (uint16_t)header,
-      .gso_size = (uint16_t)(s->length - header),
-      .csum_start = ip.l4,
-      .csum_offset = tcp ? 16 : 6,
-  };
-  iov[0] = (struct iovec){&v, PW_VIRTIO_BYTES};
-  iov[1] = (struct iovec){h, header};
-  unsigned n = 2;
-  size_t payload = 0;
-  for (uint32_t at = (uint32_t)r[PW_I_FIRST]; at && n < 1024; at = e->segment[at].next) {
-    const struct pw_segment *t = &e->segment[at];
-    iov[n++] = (struct iovec){e->c.udp_arena + t->offset + header, (size_t)(t->length - header)};
-    payload += (size_t)(t->length - header);
-    if (tcp && !t->next)
-      h[ip.l4 + 13] |= e->c.udp_arena[t->offset + ip.l4 + 13] & 0x08;
-  }
-  const unsigned l4_bytes = (unsigned)(header - ip.l4 + payload);
-  if (ip.family == 4) {
-    pw_put16(h + 2, (unsigned)(header + payload));
+  const uint8_t *p = e->c.udp_arena + t->offset;
+  uint64_t sum = pseudo + htons((uint16_t)(t->length - ip->l4)) + pw_sum(p + ip->l4, t->header - (size_t)ip->l4);
+  sum += pw_sum_copy(to, p + t->header, t->length - (size_t)t->header);
+  return (t->partial || pw_fold(sum) == 0xffff) && (ip->family == 6 || pw_fold(pw_sum(p, ip->l4)) == 0xffff);
+}
+
+/* The header of n bytes in all, with length, both checksums as a superpacket has them, and the last packet's PSH. */
+static struct pw_virtio_header finish_header(uint8_t *h, size_t n, const struct pw_ip *ip, bool push)
+{
+  const bool tcp = ip->protocol == IPPROTO_TCP;
+  const unsigned l4_bytes = (unsigned)n - ip->l4;
+  struct pw_virtio_header v = unfinished(ip);
+  v.gso_type = !tcp ? PW_GSO_UDP_L4 : ip->family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;
+  if (ip->family == 4) {
+    pw_put16(h + 2, (unsigned)n);
     pw_put16(h + 10, 0);
-    pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip.l4)));
+    pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip->l4)));
   } else {
     pw_put16(h + 4, l4_bytes);
   }
+  if (push)
+    h[ip->l4 + 13] |= PW_TCP_PSH;
   if (!tcp)
-    pw_put16(h + ip.l4 + 4, l4_bytes);
-  pw_put_sum(h + ip.l4 + v.csum_offset, pw_fold(pw_pseudo_sum(h, &ip) + htons((uint16_t)l4_bytes)));
-  return tun_write(e, iov, (int)n, count);
+    pw_put16(h + ip->l4 + 4, l4_bytes);
+  pw_put_sum(h + v.csum_start + v.csum_offset, pw_fold(pw_pseudo_sum(h, ip) + htons((uint16_t)l4_bytes)));
+  return v;
+}
+
+/*
+ * The packets of a run from segment `at` on as one superpacket, up to the first whose checksums do not hold: it is
+ * written with NEEDS_CSUM, which would hide corruption. The payload is copied while it is summed, for the same reason as
+ * in segment.c. A packet that is alone is written as it came, wrong or right. Returns the segment to go on with, 0 = none.
+ */
+static uint32_t write_run(struct pw_engine *e, uint32_t at, uint32_t host)
+{
+  const struct pw_segment *first = &e->segment[at];
+  const uint8_t *p = e->c.udp_arena + first->offset;
+  const unsigned header = first->header;
+  struct pw_ip ip;
+  uint8_t *h = pw_send_room(e, PW_IP_MAX);
+  size_t n = header, bytes = 0;
+  unsigned count = 0;
+  bool push = false;
+  uint32_t next = at;
+  if (!pw_parse_ip(p, first->length, &ip)) {
+    const uint64_t pseudo = pw_pseudo_sum(p, &ip);
+    memcpy(h, p, header);
+    while (next) {
+      const struct pw_segment *t = &e->segment[next];
+      if (n + t->length - header > PW_IP_MAX || !copy_verified(e, t, &ip, pseudo, h + n))
+        break;
+      n += t->length - header;
+      bytes += t->length;
+      count++;
+      push = ip.protocol == IPPROTO_TCP && (e->c.udp_arena[t->offset + ip.l4 + 13] & PW_TCP_PSH);
+      next = t->next;
+    }
+  }
+  if (count > 1) {
+    struct pw_virtio_header v = finish_header(h, n, &ip, push);
+    v.header_length = (uint16_t)header;
+    v.gso_size = (uint16_t)(first->length - header);
+    struct iovec iov[2] = {{&v, PW_VIRTIO_BYTES}, {h, n}};
+    if (tun_write(e, iov, 2, count)) {
+      count_delivered(e, host, count, (double)bytes);
+      at = next;
+    } else {
+      pw_count(e, PW_C_fallbackTunGso, 1); /* one by one instead: nothing is lost by the refusal */
+    }
+  } else {
+    next = first->next;
+  }
+  for (; at != next; at = e->segment[at].next)
+    write_single(e, &e->segment[at], host);
+  e->send_used = (unsigned)(h - e->send_arena); /* the room was for this write only */
+  return next;
 }
 
 void pw_ingress_write(struct pw_engine *e)
@@ -252,14 +285,10 @@ void pw_ingress_write(struct pw_engine *e)
       write_whole(e, r, host);
       continue;
     }
-    if (count > 1 && (r[PW_I_FLAGS] & (PW_IF_TCP | PW_IF_UDP))) {
-      if (write_run(e, r, r[PW_I_FLAGS] & PW_IF_TCP)) {
-        count_delivered(e, host, count, r[PW_I_BYTES]);
-        continue;
-      }
-      pw_count(e, PW_C_fallbackTunGso, 1); /* one by one instead: nothing is lost by the refusal */
-    }
-    for (uint32_t at = (uint32_t)r[PW_I_FIRST]; at; at = e->segment[at].next)
+    uint32_t at = (uint32_t)r[PW_I_FIRST];
+    while (at && count > 1 && (r[PW_I_FLAGS] & (PW_IF_TCP | PW_IF_UDP)))
+      at = write_run(e, at, host);
+    for (; at; at = e->segment[at].next)
       write_single(e, &e->segment[at], host);
   }
   e->ingress_rows = 0;

@@ -16,14 +16,16 @@
 #define FULL_WAIT_MS 2
 #define BACKOFF_NS 10000000000ll
 
-/* Room for a rebuilt header that stays valid until the next flush; flushes when the arena is used up. */
-uint8_t *pw_header_room(struct pw_engine *e, size_t bytes)
+/*
+ * Room for at most PW_SEND_ARENA bytes that stays valid until the next flush; flushes when the arena is used up. What is
+ * built in one room after the other lies together, so that the kernel copies it as one piece.
+ */
+uint8_t *pw_send_room(struct pw_engine *e, size_t bytes)
 {
-  size_t step = (bytes + 15) & ~(size_t)15;
-  if (e->header_used + step > PW_HEADER_ARENA)
+  if (e->send_used + bytes > PW_SEND_ARENA)
     pw_lanes_flush(e);
-  uint8_t *room = e->header_arena + e->header_used;
-  e->header_used += (unsigned)step;
+  uint8_t *room = e->send_arena + e->send_used;
+  e->send_used += (unsigned)bytes;
   return room;
 }
 
@@ -44,9 +46,24 @@ static void open_entry(struct pw_engine *e, struct pw_lane *l, uint32_t to, size
   l->entries++;
 }
 
+/* The next bytes of the newest entry; bytes that follow its last ones in memory become part of the same iovec. */
+static void append(struct pw_lane *l, const uint8_t *at, size_t bytes)
+{
+  struct msghdr *m = &l->message[l->entries - 1].msg_hdr;
+  struct iovec *last = l->iovs ? &l->iov[l->iovs - 1] : NULL;
+  if (!bytes)
+    return;
+  if (m->msg_iovlen && (uint8_t *)last->iov_base + last->iov_len == at) {
+    last->iov_len += bytes;
+    return;
+  }
+  l->iov[l->iovs++] = (struct iovec){(void *)(uintptr_t)at, bytes};
+  m->msg_iovlen++;
+}
+
 /*
  * Adds the datagram header + payload for the next hop and outer type of service in PW_TO form. Both ranges must stay as
- * they are until the lane is flushed; header may be empty.
+ * they are until the lane is flushed; either may be empty.
  */
 void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t to, const uint8_t *header, size_t header_bytes,
                  const uint8_t *payload, size_t payload_bytes)
@@ -65,15 +82,8 @@ void pw_lane_add(struct pw_engine *e, unsigned lane, uint32_t to, const uint8_t 
     open_entry(e, l, to, size);
     t = &l->entry[l->entries - 1];
   }
-  struct msghdr *m = &l->message[l->entries - 1].msg_hdr;
-  if (header_bytes) {
-    l->iov[l->iovs++] = (struct iovec){(void *)(uintptr_t)header, header_bytes};
-    m->msg_iovlen++;
-  }
-  if (payload_bytes) {
-    l->iov[l->iovs++] = (struct iovec){(void *)(uintptr_t)payload, payload_bytes};
-    m->msg_iovlen++;
-  }
+  append(l, header, header_bytes);
+  append(l, payload, payload_bytes);
   t->bytes += (uint32_t)size;
   t->segments++;
   t->closed = size < t->size;
@@ -151,27 +161,32 @@ static void count_refused(struct pw_engine *e, uint32_t row, int error, unsigned
            segments);
 }
 
-/*
- * A refused UDP_SEGMENT send again as single datagrams: the iovecs are cut at the segment borders they were built on.
- * Returns how many left.
- */
+/* A refused UDP_SEGMENT send again as single datagrams, cut by byte count. Returns how many left. */
 static unsigned send_singly(struct pw_engine *e, int fd, struct pw_lane *l, unsigned i)
 {
   const struct pw_entry *t = &l->entry[i];
   attach_control(l, i, false);
   struct mmsghdr single = l->message[i];
-  struct iovec *iov = l->message[i].msg_hdr.msg_iov;
-  const size_t total = l->message[i].msg_hdr.msg_iovlen;
-  size_t at = 0;
+  struct iovec part[2]; /* a datagram was added as two ranges at most */
+  const struct iovec *iov = l->message[i].msg_hdr.msg_iov;
+  size_t offset = 0, left = t->bytes;
   unsigned sent = 0;
+  single.msg_hdr.msg_iov = part;
   for (unsigned s = 0; s < t->segments; s++) {
-    size_t bytes = 0, from = at;
-    while (at < total && bytes < t->size) {
-      bytes += iov[at].iov_len;
-      at++;
+    const size_t bytes = left < t->size ? left : t->size;
+    size_t parts = 0;
+    for (size_t missing = bytes; missing && parts < 2;) {
+      const size_t here = iov->iov_len - offset, take = here < missing ? here : missing;
+      part[parts++] = (struct iovec){(uint8_t *)iov->iov_base + offset, take};
+      missing -= take;
+      offset += take;
+      if (offset == iov->iov_len) {
+        iov++;
+        offset = 0;
+      }
     }
-    single.msg_hdr.msg_iov = iov + from;
-    single.msg_hdr.msg_iovlen = at - from;
+    left -= bytes;
+    single.msg_hdr.msg_iovlen = parts;
     int n = send_patiently(e, fd, &single, 1);
     if (n == 1) {
       count_sent(e, t, 1, (double)bytes);
@@ -237,12 +252,12 @@ void pw_lane_flush(struct pw_engine *e, unsigned lane)
   l->iovs = 0;
 }
 
-/* Flushes every lane; afterwards the header arena is free again. */
+/* Flushes every lane; afterwards the send arena is free again. */
 void pw_lanes_flush(struct pw_engine *e)
 {
   for (unsigned i = 0; i < e->c.send_count; i++) {
     if (e->lane[i].entries)
       pw_lane_flush(e, i);
   }
-  e->header_used = 0;
+  e->send_used = 0;
 }

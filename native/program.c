@@ -207,13 +207,15 @@ int pw_program_run(struct pw_program *p)
     fcntl(pipes[i][!theirs], F_SETFL, O_NONBLOCK);
   }
   error = talk(p, pipes, until_ms);
+  if (error)
+    kill(pid, SIGKILL); /* before its pipes are gone, which could end it with SIGPIPE first */
   close_pipes(pipes);
-  if (!error && !reap(pid, until_ms, &status))
+  if (!error && !reap(pid, until_ms, &status)) {
     error = -ETIMEDOUT;
-  if (error) {
     kill(pid, SIGKILL);
-    reap(pid, now_ms() + KILL_WAIT_MS, &status);
   }
+  if (error)
+    reap(pid, now_ms() + KILL_WAIT_MS, &status);
   p->status = WIFSIGNALED(status) ? 256 + WTERMSIG(status) : WEXITSTATUS(status);
   return error;
 }

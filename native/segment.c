@@ -1,7 +1,8 @@
 /*
- * Cutting superpackets into segments and packets into fragments, without touching the payload: every segment is a
- * rebuilt header in the header arena and a slice of the TUN arena, which meet in an iovec. What the encapsulation puts in
- * front (VXLAN header and inner Ethernet) lies right before the header, in the same piece of memory.
+ * Cutting superpackets into segments and packets into fragments. A segment is built in the send arena: what the
+ * encapsulation puts in front (VXLAN header and inner Ethernet), a rebuilt header, and the payload, which is copied while
+ * it is summed. The sum has to read it anyway, and one long piece of memory costs the kernel a third less than an iovec
+ * of header and payload slice a segment. Fragments are slices of the TUN arena behind rebuilt headers.
  * TCP: RFC 9293 header; the rules of a segmenting device are those of tcp_gso_segment() (net/ipv4/tcp_offload.c):
  * sequence advances, FIN and PSH only on the last, CWR only on the first (RFC 3168 6.1.2), IPv4 id counts up.
  */
@@ -10,7 +11,6 @@
 #include "engine.h"
 
 #define TCP_FIN 0x01
-#define TCP_PSH 0x08
 #define TCP_CWR 0x80
 
 /* Where segments go. */
@@ -21,16 +21,12 @@ struct way {
   bool to_tun;       /* written to the TUN at once: a superpacket from the underlay that the TUN does not take */
 };
 
-/*
- * A segment leaves: header with `prefix` bytes before it, then payload. Inlined with constants, as what it is part of, so
- * that bare packets do not pay for the other formats.
- */
-static inline __attribute__((always_inline)) void put_segment(struct pw_engine *e, const struct way *w, unsigned prefix,
-                                                              bool to_tun, uint8_t *header, unsigned header_bytes,
-                                                              const uint8_t *payload, size_t payload_bytes)
+/* A packet leaves: header, with what the encapsulation puts in front right before it, then payload. */
+static void put_packet(struct pw_engine *e, const struct way *w, uint8_t *header, unsigned header_bytes,
+                       const uint8_t *payload, size_t payload_bytes)
 {
-  if (!to_tun) {
-    pw_lane_add(e, w->lane, w->to, header - prefix, header_bytes + prefix, payload, payload_bytes);
+  if (!w->to_tun) {
+    pw_lane_add(e, w->lane, w->to, header - w->prefix, header_bytes + w->prefix, payload, payload_bytes);
     return;
   }
   struct pw_virtio_header h = {0};
@@ -64,7 +60,7 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
                           unsigned ip_bytes, const uint8_t *payload, size_t payload_bytes, unsigned mtu)
 {
   if (header_bytes + payload_bytes <= mtu) { /* a superpacket's last segment may fit */
-    put_segment(e, w, w->prefix, w->to_tun, header, header_bytes, payload, payload_bytes);
+    put_packet(e, w, header, header_bytes, payload, payload_bytes);
     return;
   }
   if (mtu < ip_bytes + 8 + (header_bytes - ip_bytes)) {
@@ -85,7 +81,7 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
     bool last = slice >= payload_bytes;
     if (last)
       slice = payload_bytes;
-    uint8_t *h = pw_header_room(e, w->prefix + ip_bytes + l4) + w->prefix;
+    uint8_t *h = pw_send_room(e, w->prefix + ip_bytes + l4) + w->prefix;
     memcpy(h - w->prefix, original, w->prefix + ip_bytes + l4);
     if (position)
       clear_uncopied_options(h, ip_bytes);
@@ -93,7 +89,7 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
     pw_put16(h + 6, (last && !more_follow ? 0 : 0x2000) | ((first + position / 8) & 0x1fff));
     pw_put16(h + 10, 0);
     pw_put_sum(h + 10, (uint16_t)~pw_fold(pw_sum(h, ip_bytes)));
-    put_segment(e, w, w->prefix, w->to_tun, h, ip_bytes + l4, payload, slice);
+    put_packet(e, w, h, ip_bytes + l4, payload, slice);
     pw_count(e, PW_C_fragmentsSent, 1);
     position += (unsigned)(l4 + slice);
     payload += slice;
@@ -102,6 +98,7 @@ static void add_fragments(struct pw_engine *e, const struct way *w, uint8_t *hea
   } while (payload_bytes);
 }
 
+/* Inlined with constants, so that bare packets do not pay for the other formats. */
 static inline __attribute__((always_inline)) void segment_superpacket(struct pw_engine *e, const struct way *w,
                                                                       unsigned prefix, bool to_tun, const uint8_t *p,
                                                                       size_t n, unsigned header, unsigned gso, bool tcp,
@@ -135,11 +132,12 @@ static inline __attribute__((always_inline)) void segment_superpacket(struct pw_
   } else {
     memset(base + l4 + 4, 0, 2);
   }
+  const bool in_place = to_tun || fragment_mtu; /* the payload is not copied */
   const uint64_t l4_sum = pw_sum(base + l4, l4_bytes) + pw_pseudo_sum(p, &ip);
   for (size_t at = header; at < n; at += gso) {
     const size_t slice = n - at < gso ? n - at : gso;
     const bool first = at == header, last = at + slice == n;
-    uint8_t *h = to_tun ? tun_header : pw_header_room(e, prefix + header) + prefix;
+    uint8_t *h = to_tun ? tun_header : pw_send_room(e, prefix + header + (in_place ? 0 : slice)) + prefix;
     memcpy(h - prefix, whole, prefix + header);
     const unsigned l4_length = (unsigned)(l4_bytes + slice);
     if (v4) {
@@ -151,13 +149,14 @@ static inline __attribute__((always_inline)) void segment_superpacket(struct pw_
     } else {
       pw_put16(h + 4, (unsigned)(l4 + l4_length - 40));
     }
-    uint64_t sum = l4_sum + htons((uint16_t)l4_length) + pw_sum(p + at, slice);
+    uint64_t sum = l4_sum + htons((uint16_t)l4_length);
+    sum += in_place ? pw_sum(p + at, slice) : pw_sum_copy(h + header, p + at, slice);
     if (tcp) {
       uint8_t f = flags;
       if (!first)
         f &= (uint8_t)~TCP_CWR;
       if (!last)
-        f &= (uint8_t) ~(TCP_FIN | TCP_PSH);
+        f &= (uint8_t) ~(TCP_FIN | PW_TCP_PSH);
       h[l4 + 13] = f;
       pw_put32(h + l4 + 4, sequence);
       sum += htonl(sequence);
@@ -171,8 +170,10 @@ static inline __attribute__((always_inline)) void segment_superpacket(struct pw_
     pw_put_sum(h + sum_at, check || tcp ? check : 0xffff);
     if (fragment_mtu)
       add_fragments(e, w, h, header, l4, p + at, slice, fragment_mtu);
+    else if (to_tun)
+      put_packet(e, w, h, header, p + at, slice);
     else
-      put_segment(e, w, prefix, to_tun, h, header, p + at, slice);
+      pw_lane_add(e, w->lane, w->to, h - prefix, prefix + header + slice, NULL, 0);
   }
 }
 
@@ -223,6 +224,10 @@ void pw_segment_row(struct pw_engine *e, unsigned index)
     }
     /* without the padding that may follow: in a fragment it would become payload */
     add_fragments(e, &w, p, ip.l4, ip.l4, p + ip.l4, ip.length - ip.l4, mtu);
+  } else if (length <= PW_COPY_MOST) {
+    uint8_t *copy = pw_send_room(e, w.prefix + length);
+    memcpy(copy, p - w.prefix, w.prefix + length);
+    pw_lane_add(e, w.lane, w.to, copy, w.prefix + length, NULL, 0);
   } else {
     pw_lane_add(e, w.lane, w.to, NULL, 0, p - w.prefix, length + w.prefix);
   }

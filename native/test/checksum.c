@@ -5,6 +5,7 @@
 
 #define LENGTHS 4096
 #define OFFSETS 64
+#define LONGEST 65536
 
 /* The variant's sum as a number of 16-bit words in network order. */
 static unsigned sum_of(const uint8_t *p, size_t n)
@@ -20,6 +21,12 @@ static void same_sum(const uint8_t *p, size_t n, unsigned wanted)
 {
   const unsigned got = sum_of(p, n);
   CHECK(got == wanted, "sum %#06x, expected %#06x", got, wanted);
+  static uint8_t room[LONGEST + 2];
+  room[0] = room[n + 1] = 0xa5; /* odd, so never aligned as the source is */
+  const uint32_t sum = pw_sum_copy(room + 1, p, n);
+  CHECK(sum == pw_sum(p, n), "with a copy %#x, without %#x", sum, pw_sum(p, n));
+  CHECK(!memcmp(room + 1, p, n), "the copy differs");
+  CHECK(room[0] == 0xa5 && room[n + 1] == 0xa5, "the copy wrote beside its room");
 }
 
 static void all_lengths_and_offsets(const char *variant)
@@ -54,7 +61,7 @@ static void at_the_end_of_memory(const char *variant)
 
 static void extremes(const char *variant)
 {
-  static uint8_t bytes[65536 + OFFSETS];
+  static uint8_t bytes[LONGEST + OFFSETS];
   static const uint8_t fills[] = {0x00, 0xff, 0x01, 0x80, 0x7f};
   for (unsigned f = 0; f < sizeof fills; f++) {
     memset(bytes, fills[f], sizeof bytes);
@@ -67,7 +74,7 @@ static void extremes(const char *variant)
 
 static void random_ranges(const char *variant)
 {
-  static uint8_t bytes[65536 + 64];
+  static uint8_t bytes[LONGEST + OFFSETS];
   for (unsigned i = 0; i < 400 * test_factor; i++) {
     const unsigned n = below(65537), offset = below(64);
     in_case("%s, random %u: %u bytes at offset %u", variant, i, n, offset);

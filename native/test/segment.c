@@ -150,7 +150,7 @@ static void borders(void)
   }
 }
 
-/* More rebuilt headers than the header arena holds, more iovecs and entries than a lane holds. */
+/* More segments than the send arena holds, more iovecs and entries than a lane holds. */
 static void overflowing_arenas(void)
 {
   struct shape s = {.family = 4, .protocol = TCP, .l4_options = 40, .payload = 65535 - 80};
@@ -169,22 +169,22 @@ static void overflowing_arenas(void)
   engine->c.udp_segments = wire.most_segments = 127;
 }
 
-/* Fragments of one segment that use the whole header arena: the segment's own header lies in it. */
+/* Fragments of one segment that use the whole send arena: the segment's own header lies in it. */
 static void overflowing_fragments(void)
 {
   static uint8_t packet[65600];
-  struct shape s = {.family = 4, .protocol = UDP, .ip_options = 40, .payload = 60000};
-  in_case("a segment of 40,000 bytes in fragments of 16");
+  struct shape s = {.family = 4, .protocol = UDP, .ip_options = 40, .payload = 64000};
+  in_case("a segment of 60,000 bytes in fragments of 16");
   engine->c.send_count = 1;
   const size_t n = random_packet(packet, &s);
   put16(packet + 6, 0);
-  const struct pw_virtio_header h = offload_header(&s, 40000);
+  const struct pw_virtio_header h = offload_header(&s, 60000);
   struct packets segments = {0};
   struct accepted a = accept_packet(packet, n, 0, &h);
-  model_segments(&segments, packet, n, &s, 40000, 0);
+  model_segments(&segments, packet, n, &s, 60000, 0);
   for (size_t k = 0; k < segments.count; k++)
     model_fragments(&wanted, segments.item[k].data, segments.item[k].length, 60 + 16, tag_of(&a, 3));
-  pw_header_room(engine, 16); /* an earlier packet's: the arena's second round then lies askew over the header */
+  pw_send_room(engine, 16); /* an earlier packet's: the arena's second round then lies askew over the header */
   send_and_compare(&a, 3 | PW_V_FRAGMENT, 60 + 16);
   packets_free(&segments);
 }
