@@ -1,5 +1,6 @@
 // @ts-check
 /** All contenders, in the order of the report. */
+import { copies } from './copies.mjs';
 import { flanneld } from './flanneld.mjs';
 import { direct, vxlan } from './kernel.mjs';
 import { nebula } from './nebula.mjs';
@@ -35,6 +36,7 @@ export const CONTENDERS = [
   podwireHostGw,
   podwireIpip,
   podwireWireguard,
+  copies,
   flanneld,
   wireguardGo,
   nebula,

@@ -7,7 +7,7 @@ import { BenchError, run } from './process.mjs';
 
 const FLAGS = ['-std=gnu17', '-O2', '-Wall', '-Wextra'];
 
-/** @typedef {{ pps: string, rtt: string, compiler: string }} Tools paths of the programs, and the compiler's first line */
+/** @typedef {{ pps: string, rtt: string, copies: string, compiler: string }} Tools paths of the programs, and the compiler's first line */
 
 /**
  * @returns {Promise<Tools>}
@@ -21,7 +21,7 @@ export async function buildTools() {
   const compiler = version.stdout.split('\n', 1)[0] ?? cc;
   const cache = fileURLToPath(new URL('../../node_modules/.cache/podwire-bench/', import.meta.url));
   mkdirSync(cache, { recursive: true });
-  /** @param {'pps' | 'rtt'} name */
+  /** @param {'pps' | 'rtt' | 'copies'} name */
   const build = async (name) => {
     const source = fileURLToPath(new URL(`../native/${name}.c`, import.meta.url));
     const header = fileURLToPath(new URL('../native/tool.h', import.meta.url));
@@ -35,5 +35,5 @@ export async function buildTools() {
     }
     return program;
   };
-  return { pps: await build('pps'), rtt: await build('rtt'), compiler };
+  return { pps: await build('pps'), rtt: await build('rtt'), copies: await build('copies'), compiler };
 }
