@@ -143,6 +143,16 @@ static struct pw_virtio_header unfinished(const struct pw_ip *ip)
       .flags = PW_VIRTIO_NEEDS_CSUM, .csum_start = ip->l4, .csum_offset = ip->protocol == IPPROTO_TCP ? 16 : 6};
 }
 
+/* The same of a superpacket: `header` bytes of IP and L4 header, then segments of `gso` bytes. */
+static struct pw_virtio_header uncut(const struct pw_ip *ip, unsigned header, unsigned gso)
+{
+  struct pw_virtio_header h = unfinished(ip);
+  h.gso_type = ip->protocol != IPPROTO_TCP ? PW_GSO_UDP_L4 : ip->family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;
+  h.header_length = (uint16_t)header;
+  h.gso_size = (uint16_t)gso;
+  return h;
+}
+
 static void write_single(struct pw_engine *e, const struct pw_segment *s, uint32_t host)
 {
   struct pw_virtio_header h = {0};
@@ -171,12 +181,9 @@ static void write_whole(struct pw_engine *e, const int32_t *r, uint32_t host)
   const bool tcp = ip.protocol == IPPROTO_TCP;
   const unsigned gso = tcp ? e->cut_mtu - s->header : (unsigned)pw_message_row(e, (unsigned)r[PW_I_MESSAGE])[PW_M_GRO];
   if (tcp ? e->c.tun_tcp : e->c.tun_udp) {
-    struct pw_virtio_header h = unfinished(&ip);
-    h.gso_type = !tcp ? PW_GSO_UDP_L4 : ip.family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;
+    struct pw_virtio_header h = uncut(&ip, s->header, gso);
     if (tcp && (p[ip.l4 + 13] & 0x80))
       h.gso_type |= PW_GSO_ECN; /* CWR belongs to the first segment only */
-    h.header_length = s->header;
-    h.gso_size = (uint16_t)gso;
     struct iovec iov[2] = {{&h, PW_VIRTIO_BYTES}, {p, s->length}};
     if (tun_write(e, iov, 2, 2)) {
       count_delivered(e, host, r[PW_I_SEGMENTS], s->length);
@@ -197,13 +204,10 @@ static bool copy_verified(const struct pw_engine *e, const struct pw_segment *t,
   return (t->partial || pw_fold(sum) == 0xffff) && (ip->family == 6 || pw_fold(pw_sum(p, ip->l4)) == 0xffff);
 }
 
-/* The header of n bytes in all, with length, both checksums as a superpacket has them, and the last packet's PSH. */
-static struct pw_virtio_header finish_header(uint8_t *h, size_t n, const struct pw_ip *ip, bool push)
+/* The first packet's header made that of n bytes: length, both checksums as v has them, and the last packet's PSH. */
+static void finish_header(uint8_t *h, size_t n, const struct pw_ip *ip, const struct pw_virtio_header *v, bool push)
 {
-  const bool tcp = ip->protocol == IPPROTO_TCP;
   const unsigned l4_bytes = (unsigned)n - ip->l4;
-  struct pw_virtio_header v = unfinished(ip);
-  v.gso_type = !tcp ? PW_GSO_UDP_L4 : ip->family == 4 ? PW_GSO_TCPV4 : PW_GSO_TCPV6;
   if (ip->family == 4) {
     pw_put16(h + 2, (unsigned)n);
     pw_put16(h + 10, 0);
@@ -213,10 +217,9 @@ static struct pw_virtio_header finish_header(uint8_t *h, size_t n, const struct 
   }
   if (push)
     h[ip->l4 + 13] |= PW_TCP_PSH;
-  if (!tcp)
+  if (ip->protocol == IPPROTO_UDP)
     pw_put16(h + ip->l4 + 4, l4_bytes);
-  pw_put_sum(h + v.csum_start + v.csum_offset, pw_fold(pw_pseudo_sum(h, ip) + htons((uint16_t)l4_bytes)));
-  return v;
+  pw_put_sum(h + v->csum_start + v->csum_offset, pw_fold(pw_pseudo_sum(h, ip) + htons((uint16_t)l4_bytes)));
 }
 
 /*
@@ -250,9 +253,8 @@ static uint32_t write_run(struct pw_engine *e, uint32_t at, uint32_t host)
     }
   }
   if (count > 1) {
-    struct pw_virtio_header v = finish_header(h, n, &ip, push);
-    v.header_length = (uint16_t)header;
-    v.gso_size = (uint16_t)(first->length - header);
+    struct pw_virtio_header v = uncut(&ip, header, first->length - header);
+    finish_header(h, n, &ip, &v, push);
     struct iovec iov[2] = {{&v, PW_VIRTIO_BYTES}, {h, n}};
     if (tun_write(e, iov, 2, count)) {
       count_delivered(e, host, count, (double)bytes);

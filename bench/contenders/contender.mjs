@@ -2,6 +2,7 @@
 /** What every contender offers, and what several of them share. */
 import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
+import { Daemon, waitFor } from '../lib/process.mjs';
 
 /**
  * @typedef {'throughput' | 'pps' | 'latency' | 'agent'} Measure
@@ -61,6 +62,24 @@ export async function stopAll(daemons) {
     if (problem !== undefined) problems.push(problem);
   }
   return problems;
+}
+
+/**
+ * Starts a program that prints `ready` once it forwards, and waits for that.
+ * @param {import('../lib/process.mjs').Daemon[]} daemons gets it
+ * @param {string} name
+ * @param {readonly string[]} argv
+ * @param {{ namespace: string, logFile: string }} place
+ * @param {AbortSignal} signal
+ */
+export async function startReady(daemons, name, argv, place, signal) {
+  const daemon = new Daemon(name, argv, place);
+  daemons.push(daemon);
+  await waitFor(`${name} to be ready`, async () => daemon.output().includes('ready\n'), {
+    signal,
+    alive: daemons,
+    timeoutMs: 20_000,
+  });
 }
 
 /**

@@ -7,9 +7,8 @@
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { buildTools } from '../lib/native.mjs';
-import { Daemon, waitFor } from '../lib/process.mjs';
 import { innerMtu, ipBatch } from '../lib/topology.mjs';
-import { startingDaemons, stopAll } from './contender.mjs';
+import { startReady, startingDaemons, stopAll } from './contender.mjs';
 
 const DEVICE = 'copies0';
 const NETWORK = '10.77.0.0/16';
@@ -28,16 +27,9 @@ export const copies = {
       for (const [index, host] of topology.hosts.entries()) {
         const peer = topology.hosts[1 - index] ?? host;
         const argv = [tools.copies, 'run', '--device', DEVICE, '--bind', host.address, '--to', peer.address];
-        const daemon = new Daemon(`copies on ${host.netns}`, [...argv, '--port', '4789', '--seconds', `${SECONDS}`], {
-          namespace: host.netns,
-          logFile: join(workDir, `copies${index + 1}.log`),
-        });
-        daemons.push(daemon);
-        await waitFor(`${daemon.name} to be ready`, async () => daemon.output().includes('ready\n'), {
-          signal,
-          alive: daemons,
-          timeoutMs: 5000,
-        });
+        argv.push('--port', '4789', '--seconds', `${SECONDS}`);
+        const place = { namespace: host.netns, logFile: join(workDir, `copies${index + 1}.log`) };
+        await startReady(daemons, `copies on ${host.netns}`, argv, place, signal);
         await ipBatch(host.netns, [
           `link set ${DEVICE} mtu ${innerMtu} up`,
           `address add ${host.subnet.replace(/\/\d+$/, '/32')} dev ${DEVICE}`,

@@ -7,8 +7,7 @@ import { existsSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { Daemon, waitFor } from '../lib/process.mjs';
-import { startingDaemons, stopAll } from './contender.mjs';
+import { startReady, startingDaemons, stopAll } from './contender.mjs';
 import { VXLAN_DEVICE, createVxlan, joinVxlan } from './kernel.mjs';
 
 /** @typedef {import('./contender.mjs').Contender} Contender */
@@ -44,7 +43,7 @@ function vxlanContender(name, about, ends, family = 4) {
  * @param {import('../lib/topology.mjs').Topology} topology
  * @param {import('./contender.mjs').StartContext} context
  * @param {readonly [End, End]} ends
- * @param {Daemon[]} daemons
+ * @param {import('../lib/process.mjs').Daemon[]} daemons
  * @returns {Promise<import('./contender.mjs').Session>}
  */
 async function startEnds({ hosts, family }, { workDir, signal }, ends, daemons) {
@@ -68,16 +67,9 @@ async function startEnds({ hosts, family }, { workDir, signal }, ends, daemons) 
       mac: macs[index],
       peer: { address: peer.address, subnet: peer.subnet, mac: peerMac },
     };
-    const daemon = new Daemon(`podwire vxlan on ${host.netns}`, [process.execPath, PROGRAM, JSON.stringify(config)], {
-      namespace: host.netns,
-      logFile: join(workDir, `vtep${index + 1}.log`),
-    });
-    daemons.push(daemon);
-    await waitFor(`${daemon.name} to be ready`, async () => daemon.output().includes('ready\n'), {
-      signal,
-      alive: daemons,
-      timeoutMs: 20_000,
-    });
+    const place = { namespace: host.netns, logFile: join(workDir, `vtep${index + 1}.log`) };
+    const argv = [process.execPath, PROGRAM, JSON.stringify(config)];
+    await startReady(daemons, `podwire vxlan on ${host.netns}`, argv, place, signal);
   }
   return { daemons, stop: () => stopAll(daemons) };
 }
