@@ -175,10 +175,13 @@ export class ClusterHost {
     await this.plug();
   }
 
-  /** Waits until the daemon has written subnet.env and runs its backend. */
+  /**
+   * Waits until the daemon has written subnet.env and runs its backend. flanneld's last line comes when it watches its
+   * own lease: told to end between "Running backend." and that, it waits forever for a watch it never began.
+   */
   async ready(): Promise<void> {
     const { kind, process: started } = this.#running();
-    const pattern = kind === 'flanneld' ? /Running backend\./ : /"msg":"ready"/;
+    const pattern = kind === 'flanneld' ? /Waiting for .* to renew lease/ : /"msg":"ready"/;
     await started.output(pattern, { from: 'stderr', timeoutMs: 20_000 });
   }
 
