@@ -21,7 +21,7 @@
 #define TCP_ACK 0x10
 #define TCP_JOINABLE (TCP_ACK | PW_TCP_PSH | 0x40 /* ECE */)
 #define UDP_RUN_SEGMENTS 64
-#define TCP_RUN_SEGMENTS 512
+#define TCP_RUN_SEGMENTS 512 /* bounds runs of short segments; full ones end at PW_IP_MAX bytes before */
 
 /* Bytes of IP + L4 header when the packet may be part of a run, else 0. */
 static unsigned joinable_header(const struct pw_engine *e, const uint8_t *p, const struct pw_ip *ip)
@@ -104,9 +104,8 @@ static __attribute__((noinline)) unsigned segments_of_whole(const struct pw_engi
 }
 
 /*
- * Takes the inner packet of n bytes at offset of the UDP arena into the tables; header, when the caller knows it joins
- * nothing, is not needed. With `unfinished` a kernel's device may have left the L4 checksum partial. Returns 0 or -ENOSPC when
- * a table is full.
+ * Takes the inner packet of n bytes at offset of the UDP arena into the tables. With `unfinished` a kernel's device may have
+ * left the L4 checksum partial. Returns 0 or -ENOSPC when a table is full.
  */
 static inline __attribute__((always_inline)) int take_packet(struct pw_engine *e, const bool unfinished, unsigned message,
                                                              uint32_t offset, size_t n, int32_t flags)

@@ -1,14 +1,10 @@
 /* Underlay to TUN: receives batches, writes the runs and packets TypeScript let through, and sends its replies. */
 #include <errno.h>
-#include <netinet/udp.h>
 #include <string.h>
 #include <unistd.h>
 #include "checksum.h"
 #include "engine.h"
-
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
+#include "udp-options.h"
 
 /* Makes receive slot i ready for the next recvmmsg, which changes lengths and flags of those it uses. */
 void pw_ingress_arm(struct pw_engine *e, unsigned i)

@@ -4,14 +4,11 @@
  * most 65,507 bytes (65,487 over IPv6) and udp_segments of them. Segment borders are byte counts, not iovec borders.
  */
 #include <errno.h>
-#include <netinet/udp.h>
 #include <poll.h>
 #include <string.h>
 #include "engine.h"
+#include "udp-options.h"
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
 #define ENTRY_BYTES 65487u
 #define FULL_WAIT_MS 2
 #define BACKOFF_NS 10000000000ll

@@ -4,17 +4,10 @@
 #include <linux/sock_diag.h>
 #include <netinet/icmp6.h>
 #include <netinet/in.h>
-#include <netinet/udp.h>
 #include <string.h>
 #include <unistd.h>
 #include "host.h"
-
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
+#include "udp-options.h"
 
 static int set_int(int fd, int level, int option, int value)
 {

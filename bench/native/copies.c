@@ -7,20 +7,14 @@
  * Datagrams are slices of a byte stream: for each packet the virtio_net_hdr that the TUN gave and the packet, IPv4. One
  * lost or reordered costs what is left of the batch; the stream begins again where a datagram begins with a packet. */
 #include "tool.h"
+#include "../../native/udp-options.h"
 #include <fcntl.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
-#include <netinet/udp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
 #define VIRTIO_BYTES 10
 #define PACKET_MOST (VIRTIO_BYTES + 65535)
 #define DATAGRAM 1472 /* of an underlay of 1500 bytes */

@@ -2,7 +2,6 @@
 #ifndef PODWIRE_TEST_BED_H
 #define PODWIRE_TEST_BED_H
 #include <errno.h>
-#include <netinet/udp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
@@ -10,11 +9,9 @@
 #include "checksum.h"
 #include "engine.h"
 #include "host.h"
+#include "udp-options.h"
 #include "wire.h"
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
 #define LANES 4
 #define ROW 3
 #define PATIENCE_MS 10000

@@ -6,16 +6,12 @@
 #ifndef PODWIRE_TEST_FIXTURE_H
 #define PODWIRE_TEST_FIXTURE_H
 #include <errno.h>
-#include <netinet/udp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "checksum.h"
 #include "engine.h"
 #include "harness.h"
-
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
+#include "udp-options.h"
 
 #define NEXTHOPS 16
 #define LANE_FD 10000 /* the send socket of lane i is LANE_FD + i: no such descriptor exists */

@@ -6,10 +6,6 @@
 #define PODWIRE_TEST_INBOX_H
 #include "fixture.h"
 
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
-
 #define UDP_FD 30000
 #define INBOX_MESSAGES 64
 

@@ -6,15 +6,11 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <netinet/in.h>
-#include <netinet/udp.h>
 #include <poll.h>
 #include <unistd.h>
 #include "harness.h"
 #include "host.h"
-
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
+#include "udp-options.h"
 
 static int option(int fd, int level, int name)
 {
