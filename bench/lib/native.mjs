@@ -24,9 +24,10 @@ export async function buildTools() {
   /** @param {'pps' | 'rtt' | 'copies'} name */
   const build = async (name) => {
     const source = fileURLToPath(new URL(`../native/${name}.c`, import.meta.url));
-    const header = fileURLToPath(new URL('../native/tool.h', import.meta.url));
-    const content = [readFileSync(source), readFileSync(header), compiler, ...FLAGS];
-    const hash = content.reduce((sum, part) => sum.update(part), createHash('sha256')).digest('hex');
+    const headers = ['../native/tool.h', '../../native/udp-options.h'].map((path) => new URL(path, import.meta.url));
+    const content = [source, ...headers].map((file) => readFileSync(file));
+    const parts = [...content, compiler, ...FLAGS];
+    const hash = parts.reduce((sum, part) => sum.update(part), createHash('sha256')).digest('hex');
     const program = `${cache}${name}-${hash.slice(0, 16)}`;
     if (!existsSync(program)) {
       const draft = `${program}.${process.pid}`;
