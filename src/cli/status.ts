@@ -4,12 +4,11 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { styleText } from 'node:util';
 import { Command } from 'commander';
 import { defaultControlSocket } from '../agent/control-path.js';
-import { askControlSocket } from '../agent/control-socket.js';
 import type { AgentStatus } from '../agent/status.js';
 import { messageOf, PodwireError } from '../errors.js';
 import { formatDuration } from './format.js';
 import { Screen } from './screen.js';
-import { findAgents, USUAL_SOCKET, type FoundAgent } from './status/find.js';
+import { askStatus, findAgents, USUAL_SOCKET, type FoundAgent } from './status/find.js';
 import { ratesOf } from './status/rates.js';
 import { viewOf, type Line } from './status/view.js';
 import { table } from './table.js';
@@ -44,13 +43,11 @@ export function statusCommand(): Command {
       const path = await chooseSocket(options);
       if (path === undefined) return;
       if (intervalMs !== undefined) return watch(path, intervalMs, options.json === true);
-      const status = await ask(path);
+      const status = await askStatus(path);
       if (options.json) process.stdout.write(`${JSON.stringify(status, null, 2)}\n`);
       else for (const line of viewOf(status, { now: new Date(), ...width() })) process.stdout.write(`${paint(line)}\n`);
     });
 }
-
-const ask = async (path: string): Promise<AgentStatus> => (await askControlSocket(path, '/v1/status')) as AgentStatus;
 
 function watchInterval(given: string | true | undefined): number | undefined {
   if (given === undefined) return undefined;
@@ -81,6 +78,10 @@ async function chooseSocket(options: StatusOptions): Promise<string | undefined>
   return undefined;
 }
 
+function subnetOf({ status, problem }: FoundAgent): string {
+  return status?.lease.subnet ?? (problem === undefined ? 'starting' : 'no answer');
+}
+
 function showList(agents: readonly FoundAgent[], asJson: boolean): void {
   if (asJson) {
     process.stdout.write(`${JSON.stringify({ schema: 'podwire-agents/1', agents }, null, 2)}\n`);
@@ -96,7 +97,7 @@ function showList(agents: readonly FoundAgent[], asJson: boolean): void {
       { title: 'CONTROL SOCKET', text: ({ controlSocket }: FoundAgent) => controlSocket },
       { title: 'PID', text: of(({ pid }) => String(pid)), align: 'right' as const, giveWay: 2 },
       { title: 'NETWORK', text: of(({ network }) => network), giveWay: 1 },
-      { title: 'SUBNET', text: (agent) => agent.status?.lease.subnet ?? 'starting' },
+      { title: 'SUBNET', text: subnetOf },
       { title: 'DEVICE', text: of(({ device }) => device.name), giveWay: 3 },
       {
         title: 'UP',
@@ -109,6 +110,7 @@ function showList(agents: readonly FoundAgent[], asJson: boolean): void {
     width().width,
   );
   process.stdout.write(`${lines.join('\n')}\n`);
+  for (const { problem } of agents) if (problem !== undefined) process.stderr.write(`podwire: ${problem}\n`);
 }
 
 /** Until SIGINT or SIGTERM. An agent that goes away is waited for; one that was never there is an error. */
@@ -118,7 +120,7 @@ async function watch(path: string, intervalMs: number, asJson: boolean): Promise
   const screen = process.stdout.isTTY && !asJson ? new Screen(process.stdout) : undefined;
   let before: { readonly status: AgentStatus; readonly at: number } | undefined;
   let problem: string | undefined;
-  let status: AgentStatus | undefined = await ask(path);
+  let status: AgentStatus | undefined = await askStatus(path);
   for (let at = performance.now(); !stop.signal.aborted;) {
     if (status !== undefined) {
       const rates = before && ratesOf(before.status, status, (at - before.at) / 1000);
@@ -136,7 +138,7 @@ async function watch(path: string, intervalMs: number, asJson: boolean): Promise
     if (stop.signal.aborted) break;
     at = performance.now();
     try {
-      status = await ask(path);
+      status = await askStatus(path);
       problem = undefined;
     } catch (error) {
       status = undefined;

@@ -11,7 +11,8 @@ let directory: string;
 let path: string;
 beforeEach(async () => {
   directory = await mkdtemp(join(tmpdir(), 'pw-sock-'));
-  path = join(directory, 'run', 'podwire-subnet.sock');
+  // No name of an agent's: `podwire status` in another test, of this network namespace, would find it.
+  path = join(directory, 'run', 'control.sock');
 });
 afterEach(async () => {
   await rm(directory, { recursive: true });
@@ -42,7 +43,7 @@ test('answers, mode 0600, and is gone after close with nothing left beside it', 
   const socket = await ControlSocket.open(path, { '/v1/status': () => ({ pid: 7 }) });
   expect(await askControlSocket(path, '/v1/status')).toEqual({ pid: 7 });
   expect((await stat(path)).mode & 0o777).toBe(0o600);
-  expect(await readdir(join(directory, 'run'))).toEqual(['podwire-subnet.sock']);
+  expect(await readdir(join(directory, 'run'))).toEqual(['control.sock']);
   await socket.close();
   expect(await readdir(join(directory, 'run'))).toEqual([]);
 });
@@ -109,7 +110,7 @@ test('a second agent gets one line, and the first goes on', async () => {
     message: `another podwire agent answers at ${path}: stop it first, or give this one its own --subnet-file`,
   });
   expect(await askControlSocket(path, '/v1/status')).toBe(1);
-  expect(await readdir(join(directory, 'run'))).toEqual(['podwire-subnet.sock']);
+  expect(await readdir(join(directory, 'run'))).toEqual(['control.sock']);
 });
 
 test("a dead process's socket is replaced", async () => {
@@ -127,7 +128,7 @@ test('of many agents that start at once over a dead socket exactly one gets it',
   const winners = results.filter((result) => result.status === 'fulfilled');
   expect(winners).toHaveLength(1);
   expect(typeof (await askControlSocket(path, '/v1/status'))).toBe('number');
-  expect(await readdir(join(directory, 'run'))).toEqual(['podwire-subnet.sock']);
+  expect(await readdir(join(directory, 'run'))).toEqual(['control.sock']);
   await winners[0]?.value.close();
 });
 
@@ -142,9 +143,7 @@ test('a directory that cannot be made is one line with the path', async () => {
   await writeFile(join(directory, 'run'), '');
   await expect(ControlSocket.open(path, {})).rejects.toMatchObject({
     code: 'SYSTEM',
-    message: expect.stringMatching(
-      /^cannot make the control socket .*podwire-subnet\.sock: .*--control-socket$/,
-    ) as string,
+    message: expect.stringMatching(/^cannot make the control socket .*control\.sock: .*--control-socket$/) as string,
   });
 });
 
@@ -171,9 +170,7 @@ describe('asking', () => {
   test('nobody there says how to start one', async () => {
     await expect(askControlSocket(path, '/')).rejects.toMatchObject({
       code: 'CLOSED',
-      message: expect.stringMatching(
-        /^no agent runs at .*podwire-subnet\.sock: start one with podwire agent/,
-      ) as string,
+      message: expect.stringMatching(/^no agent runs at .*control\.sock: start one with podwire agent/) as string,
     });
   });
 });

@@ -325,4 +325,46 @@ describe.skipIf(missing({ files: ['dist/bundle/main.cjs'] }))('the command', { t
     expect(listed.schema).toBe('podwire-agents/1');
     expect(listed.agents).toEqual(expect.arrayContaining([...ours]));
   });
+
+  test('agents are found in one order, whatever order the kernel lists them in', async () => {
+    const sockets: ControlSocket[] = [];
+    for (const name of ['q', 'p', 'r']) {
+      await mkdir(join(directory, name));
+      sockets.push(
+        await ControlSocket.open(join(directory, name, 'podwire-x.sock'), { '/v1/status': () => undefined }),
+      );
+    }
+    const line = (name: string): string =>
+      `0000: 00000002 00000000 00010000 0001 01 7 ${directory}/${name}/.pw0123abcd`;
+    const expected = ['p', 'q', 'r'].map((name) => join(directory, name, 'podwire-x.sock'));
+    for (const order of [
+      ['p', 'q', 'r'],
+      ['r', 'q', 'p'],
+      ['q', 'r', 'p', 'q'],
+    ]) {
+      await writeFile(join(directory, 'list'), `Num RefCount Path\n${order.map(line).join('\n')}\n`);
+      const found = (await findAgents(join(directory, 'list'))).map(({ controlSocket }) => controlSocket);
+      expect(found.filter((each) => each.startsWith(directory))).toEqual(expected);
+    }
+    for (const socket of sockets) await socket.close();
+  });
+
+  test.each([
+    ['of another version', { schema: 'podwire-status/9' }, '"podwire-status/9"'],
+    ['that is something else', { pid: 7 }, 'no podwire status'],
+  ])('an agent %s is said to be one', async (_name, answer, said) => {
+    const other = join(directory, 'other', 'podwire-other.sock');
+    await using _socket = await ControlSocket.open(other, { '/v1/status': () => answer });
+    const problem = `${other} answers with ${said}, not "podwire-status/1": use the podwire command of the agent's own version`;
+    expect(await podwire(`--control-socket=${other}`)).toMatchObject({
+      code: 1,
+      stdout: '',
+      stderr: `podwire: ${problem}\n`,
+    });
+    const list = await podwire('--list');
+    expect(list).toMatchObject({ code: 0, stdout: expect.stringMatching(/podwire-other\.sock +no answer/) as string });
+    expect(list.stderr).toContain(`podwire: ${problem}\n`);
+    const { agents } = JSON.parse((await podwire('--list', '--json')).stdout) as { agents: unknown[] };
+    expect(agents).toContainEqual({ controlSocket: other, problem });
+  });
 });
