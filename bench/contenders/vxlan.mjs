@@ -7,6 +7,7 @@ import { existsSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { dropEncapsulationMark } from '../lib/topology.mjs';
 import { startReady, startingDaemons, stopAll } from './contender.mjs';
 import { VXLAN_DEVICE, createVxlan, joinVxlan } from './kernel.mjs';
 
@@ -46,12 +47,13 @@ function vxlanContender(name, about, ends, family = 4) {
  * @param {import('../lib/process.mjs').Daemon[]} daemons
  * @returns {Promise<import('./contender.mjs').Session>}
  */
-async function startEnds({ hosts, family }, { workDir, signal }, ends, daemons) {
+async function startEnds({ hosts, family, underlay }, { workDir, signal }, ends, daemons) {
   /** @type {[string, string]} */
   const macs = [...MACS];
   for (const index of /** @type {const} */ ([0, 1])) {
     if (ends[index] === 'kernel') macs[index] = await createVxlan(hosts[index]);
   }
+  if (underlay === 'nic' && ends[0] === 'kernel') await dropEncapsulationMark(hosts[0]);
   for (const index of /** @type {const} */ ([0, 1])) {
     const [host, peer] = [hosts[index], hosts[1 - index] ?? hosts[index]];
     const peerMac = macs[1 - index] ?? '';

@@ -244,6 +244,17 @@ async function makePlainNic(host) {
   if (after['generic-receive-offload'] !== 'on') throw new BenchError('underlay nic: ethtool could not switch GRO on');
 }
 
+/**
+ * Makes the segments of this host's kernel vxlan device arrive at a plain NIC's other end as from a wire. When the kernel
+ * cuts a superpacket and leaves the checksums to the device, the segments keep the mark `skb->encapsulation` across a veth,
+ * and what has it is not merged by UDP GRO (skb_udp_tunnel_segment() and udp_gro_receive(), net/ipv4/udp_offload.c, the
+ * latter since Linux 6.9). The host pays for it: it makes the checksums itself, as above a NIC that has none for tunnels.
+ * @param {Host} host
+ */
+export async function dropEncapsulationMark(host) {
+  await run(['ethtool', '-K', host.device, 'tx', 'off'], { namespace: host.netns });
+}
+
 /** @returns {string[]} names of network namespaces that a benchmark made */
 function listNamespaces() {
   try {
