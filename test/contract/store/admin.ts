@@ -1,35 +1,18 @@
 /** What operators can do to every store that offers it, run beside the lease store contract with the same harness. */
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { leaseKey, parseLeaseKey } from '../../../src/control/lease-key.js';
 import { sameSubnets, type Lease, type LeaseStore } from '../../../src/control/lease.js';
 import type { StoreAdmin } from '../../../src/control/store-admin.js';
 import { Prefix } from '../../../src/net/prefix.js';
 import { attributesOf, Watcher } from '../../support/leases.js';
-import { CONFIG, DUAL_CONFIG, type StoreHarness } from './contract.js';
+import { DUAL_CONFIG, StoreBed, TTL_MS, type StoreHarness } from './harness.js';
 
-const TTL_MS = 60 * 60_000;
 const SUBNET = { subnet: Prefix.parse('10.42.7.0/24') };
 
 export function storeAdminContract(name: string, make: () => Promise<StoreHarness>): void {
   describe(`store admin contract: ${name}`, () => {
-    let harness: StoreHarness;
-    const opened: LeaseStore[] = [];
-
-    beforeEach(async () => {
-      harness = await make();
-      await harness.setConfig(CONFIG);
-    });
-    afterEach(async () => {
-      for (const store of opened.splice(0)) await store[Symbol.asyncDispose]();
-      await harness[Symbol.asyncDispose]();
-    });
-
-    const open = (): LeaseStore => {
-      const store = harness.open();
-      opened.push(store);
-      return store;
-    };
-    const admin = (): StoreAdmin => open().admin!;
+    const bed = new StoreBed(make);
+    const admin = (): StoreAdmin => bed.open().admin!;
     const acquire = (store: LeaseStore, publicIp: string, owner?: string): Promise<Lease> =>
       store.acquire({ attributes: attributesOf(publicIp), ttlMs: TTL_MS, ...(owner !== undefined && { owner }) });
 
@@ -39,12 +22,12 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
 
     it('lists leases and reservations of all hosts, and skips what cannot be read', async () => {
       expect(await admin().list()).toEqual([]);
-      const store = open();
+      const store = bed.open();
       const mine = await acquire(store, '192.0.2.1', 'node-a');
       const [other = '', unreadable = ''] = without(mine);
-      await harness.put(other, '{"PublicIP":"192.0.2.9"}');
-      await harness.put(unreadable, '{');
-      await harness.put('junk', '{}');
+      await bed.harness.put(other, '{"PublicIP":"192.0.2.9"}');
+      await bed.harness.put(unreadable, '{');
+      await bed.harness.put('junk', '{}');
       const listed = await store.admin!.list();
       expect(listed.map(leaseKey)).toEqual([leaseKey(mine), other].sort());
       const of = (key: string): Lease | undefined => listed.find((lease) => leaseKey(lease) === key);
@@ -56,49 +39,49 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
       const reserved = await admin().reserve(SUBNET, attributesOf('192.0.2.7'));
       expect(reserved).toMatchObject({ attributes: attributesOf('192.0.2.7') });
       expect(reserved.expiresAt).toBeUndefined();
-      expect(await harness.get('10.42.7.0-24')).toBe('{"PublicIP":"192.0.2.7","PublicIPv6":null}');
-      const other = open();
+      expect(await bed.harness.get('10.42.7.0-24')).toBe('{"PublicIP":"192.0.2.7","PublicIPv6":null}');
+      const other = bed.open();
       const theirs = await other.acquire({ attributes: attributesOf('192.0.2.8'), previous: SUBNET, ttlMs: TTL_MS });
       expect(sameSubnets(theirs, SUBNET)).toBe(false);
-      const lease = await acquire(open(), '192.0.2.7', 'node-a');
+      const lease = await acquire(bed.open(), '192.0.2.7', 'node-a');
       expect(sameSubnets(lease, SUBNET)).toBe(true);
       expect(lease.expiresAt).toBeUndefined();
     });
 
     it("makes a live agent's lease a reservation, and keeps what the agent wrote", async () => {
-      const store = open();
+      const store = bed.open();
       const data = { VNI: 1, VtepMAC: 'c6:d2:32:6f:8f:44' };
       const attributes = attributesOf('192.0.2.1', { backendType: 'vxlan', backendData: data });
       const lease = await store.acquire({ attributes, owner: 'node-a', ttlMs: TTL_MS });
       const reserved = await admin().reserve(lease, attributesOf('192.0.2.1'));
       expect(reserved).toMatchObject({ attributes, owner: 'node-a' });
-      await harness.advance(TTL_MS * 3);
-      expect(await harness.keys()).toEqual([leaseKey(lease)]);
+      await bed.harness.advance(TTL_MS * 3);
+      expect(await bed.harness.keys()).toEqual([leaseKey(lease)]);
       const renewed = await store.renew(lease);
       expect(renewed.expiresAt).toBeUndefined();
-      const stored = await harness.get(leaseKey(lease));
+      const stored = await bed.harness.get(leaseKey(lease));
       expect(stored).toContain('"VtepMAC":"c6:d2:32:6f:8f:44"');
       expect(stored).toContain('"Owner":"node-a"');
     });
 
     it('does not reserve what others hold, wholly or in part', async () => {
-      const held = await acquire(open(), '192.0.2.1');
+      const held = await acquire(bed.open(), '192.0.2.1');
       const [first = '', second = ''] = without(held);
       const half = first.replace('.0-24', '.128-25');
       await expect(admin().reserve(held, attributesOf('192.0.2.2'))).rejects.toMatchObject({
         code: 'LEASE_CONFLICT',
         message: expect.stringContaining('192.0.2.1'),
       });
-      await harness.put(half, '{"PublicIP":"192.0.2.3"}');
+      await bed.harness.put(half, '{"PublicIP":"192.0.2.3"}');
       await expect(admin().reserve(parseLeaseKey(first), attributesOf('192.0.2.2'))).rejects.toMatchObject({
         code: 'LEASE_CONFLICT',
         message: expect.stringContaining('192.0.2.3'),
       });
-      await harness.put(second, 'junk');
+      await bed.harness.put(second, 'junk');
       await expect(admin().reserve(parseLeaseKey(second), attributesOf('192.0.2.2'))).rejects.toMatchObject({
         code: 'LEASE_CONFLICT',
       });
-      expect(await harness.keys()).toEqual([leaseKey(held), half, second].sort());
+      expect(await bed.harness.keys()).toEqual([leaseKey(held), half, second].sort());
     });
 
     it.each([
@@ -111,11 +94,11 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
       await expect(admin().reserve({ subnet: Prefix.parse(subnet) }, attributesOf(publicIp))).rejects.toMatchObject({
         code: 'INVALID_ARGUMENT',
       });
-      expect(await harness.keys()).toEqual([]);
+      expect(await bed.harness.keys()).toEqual([]);
     });
 
     it('refuses a reservation that takes flanneld down', async () => {
-      await harness.setConfig(DUAL_CONFIG);
+      await bed.harness.setConfig(DUAL_CONFIG);
       const dual = { subnet: Prefix.parse('10.42.7.0/24'), subnet6: Prefix.parse('fd00:42:0:7::/64') };
       await expect(admin().reserve(SUBNET, attributesOf('192.0.2.1'))).rejects.toMatchObject({
         code: 'INVALID_ARGUMENT',
@@ -124,38 +107,38 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
         code: 'INVALID_ARGUMENT',
         message: expect.stringContaining('IPv6'),
       });
-      expect(await harness.keys()).toEqual([]);
+      expect(await bed.harness.keys()).toEqual([]);
     });
 
     it('removes what anybody holds, and says whether there was something', async () => {
-      const store = open();
+      const store = bed.open();
       const lease = await acquire(store, '192.0.2.1');
       await using watcher = new Watcher(store);
       await watcher.started();
       expect(await admin().remove(lease)).toBe(true);
       await watcher.until(() => watcher.log.includes(`own lost ${leaseKey(lease)}`));
       expect(await admin().remove(lease)).toBe(false);
-      await harness.put('10.42.7.0-24', 'junk');
+      await bed.harness.put('10.42.7.0-24', 'junk');
       expect(await admin().remove(SUBNET)).toBe(true);
-      expect(await harness.keys()).toEqual([]);
+      expect(await bed.harness.keys()).toEqual([]);
     });
 
     it('reads and writes the config, and lets nothing invalid in', async () => {
-      await harness.setConfig(undefined);
+      await bed.harness.setConfig(undefined);
       expect(await admin().readConfig()).toBeUndefined();
       await expect(admin().reserve(SUBNET, attributesOf('192.0.2.1'))).rejects.toMatchObject({ code: 'NO_CONFIG' });
       const text = '{ "network": "10.99.0.0/16" }\n';
       await admin().writeConfig(text);
       expect(await admin().readConfig()).toBe(text);
-      expect((await open().network()).network?.toString()).toBe('10.99.0.0/16');
+      expect((await bed.open().network()).network?.toString()).toBe('10.99.0.0/16');
       await expect(admin().writeConfig('{"Network":"10.99.0.0/16"')).rejects.toMatchObject({ code: 'INVALID_CONFIG' });
       expect(await admin().readConfig()).toBe(text);
-      await harness.setConfig('{');
+      await bed.harness.setConfig('{');
       expect(await admin().readConfig()).toBe('{');
     });
 
     it('does nothing once closed', async () => {
-      const store = open();
+      const store = bed.open();
       await store[Symbol.asyncDispose]();
       await expect(store.admin!.list()).rejects.toMatchObject({ code: 'CLOSED' });
       await expect(store.admin!.remove(SUBNET)).rejects.toMatchObject({ code: 'CLOSED' });

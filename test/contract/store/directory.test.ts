@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { ManualClock } from '../../../src/control/clock.js';
 import { directoryStore } from '../../../src/control/stores/directory.js';
 import { storeAdminContract } from './admin.js';
-import { leaseStoreContract, type StoreHarness } from './contract.js';
+import { leaseStoreContract } from './contract.js';
+import type { StoreHarness } from './harness.js';
 
 async function make(): Promise<StoreHarness> {
   const path = await mkdtemp(join(tmpdir(), 'podwire-store-'));

@@ -6,7 +6,8 @@ import { EtcdCluster, type EtcdVersion } from '../../support/etcd.js';
 import { EtcdTime, RawEtcd } from '../../support/etcd-client.js';
 import { missing } from '../../support/requires.js';
 import { storeAdminContract } from './admin.js';
-import { leaseStoreContract, type StoreHarness } from './contract.js';
+import { leaseStoreContract } from './contract.js';
+import type { StoreHarness } from './harness.js';
 
 const CLUSTERS: readonly [name: string, version: EtcdVersion, members: number][] = [
   ['etcd of the distribution', 'etcd-old', 1],

@@ -1,7 +1,8 @@
 import { ManualClock } from '../../../src/control/clock.js';
 import { MemoryStoreServer } from '../../../src/control/stores/memory.js';
 import { storeAdminContract } from './admin.js';
-import { leaseStoreContract, type StoreHarness } from './contract.js';
+import { leaseStoreContract } from './contract.js';
+import type { StoreHarness } from './harness.js';
 
 async function make(): Promise<StoreHarness> {
   const clock = new ManualClock();

@@ -1,12 +1,8 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import fc from 'fast-check';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type FlagValues, loadAgentConfig, readAgentConfig } from '../../../src/agent/config.js';
+import { describe, expect, test } from 'vitest';
+import { type FlagValues, readAgentConfig } from '../../../src/agent/config.js';
 import { defaultControlSocket } from '../../../src/agent/control-path.js';
-import { FlagReader } from '../../../src/agent/flag-reader.js';
-import { environmentName, flagNamed, FLAGS, nearestFlag, normaliseArguments } from '../../../src/agent/flags.js';
+import { environmentName, flagNamed, FLAGS } from '../../../src/agent/flags.js';
 import { PodwireError } from '../../../src/errors.js';
 
 const STORE = { store: 'dir:/var/lib/podwire' };
@@ -111,87 +107,6 @@ test('every value arrives', () => {
     logLevel: 'debug',
     logFormat: 'json',
     warnings: [],
-  });
-});
-
-describe('environment', () => {
-  test('fills what the command line leaves open, and loses against it', () => {
-    const environment = {
-      FLANNELD_PUBLIC_IP: '10.0.0.1',
-      FLANNELD_SUBNET_FILE: '/run/a/b.env',
-      PODWIRE_LEASE_TTL: '1h',
-    };
-    expect(read({ 'public-ip': '10.0.0.2' }, environment)).toMatchObject({
-      interface: { publicIp: '10.0.0.2' },
-      subnetFile: '/run/a/b.env',
-      leaseTtlMs: 3_600_000,
-    });
-  });
-
-  test('a list takes one value from it; an empty value is none', () => {
-    expect(read({}, { FLANNELD_IFACE: 'eth0,eth1', FLANNELD_PUBLIC_IP: '' }).interface).toEqual({
-      iface: ['eth0,eth1'],
-      ifaceRegex: [],
-    });
-  });
-
-  test('names', () => {
-    const names = ['ip-masq', 'etcd-endpoints', 'iface-can-reach', 'lease-ttl', 'store'].map((name) => {
-      const flag = flagNamed(name);
-      return flag && environmentName(flag);
-    });
-    expect(names).toEqual([
-      'FLANNELD_IP_MASQ',
-      'FLANNELD_ETCD_ENDPOINTS',
-      'FLANNELD_IFACE_CAN_REACH',
-      'PODWIRE_LEASE_TTL',
-      'PODWIRE_STORE',
-    ]);
-  });
-
-  test.each([
-    [{ FLANNELD_IP_MASQ: 'maybe' }, 'FLANNELD_IP_MASQ=maybe is neither true nor false and counts as not given'],
-    [{ FLANNELD_HEALTHZ_PORT: 'http' }, 'FLANNELD_HEALTHZ_PORT=http is no number and counts as not given'],
-    [{ FLANNELD_SUBNET_LEASE_RENEW_MARGIN: '1h' }, 'FLANNELD_SUBNET_LEASE_RENEW_MARGIN=1h is no number and counts'],
-    [{ FLANNELD_V: 'high' }, 'FLANNELD_V=high is no number'],
-    [{ FLANNELD_KUBE_SUBNET_MGR: 'si' }, 'FLANNELD_KUBE_SUBNET_MGR=si is neither'],
-  ])('flanneld goes on with a default where it cannot read %j, and so do we, aloud', (environment, line) => {
-    const { warnings, ...rest } = read({}, environment);
-    expect(warnings).toEqual([expect.stringContaining(line)]);
-    const { warnings: _, ...usual } = read({});
-    expect(rest).toEqual(usual);
-  });
-
-  test('what the command line says hides such a value', () => {
-    expect(read({ 'ip-masq': 'false' }, { FLANNELD_IP_MASQ: 'maybe' }).warnings).toEqual([]);
-  });
-
-  test('a value of ours that cannot be read is an error with the variable’s name', () => {
-    expect(() => read({}, { PODWIRE_RELEASE_ON_EXIT: 'maybe' })).toThrow('PODWIRE_RELEASE_ON_EXIT=maybe is neither');
-    expect(() => read({}, { PODWIRE_WORKERS: 'lots' })).toThrow('PODWIRE_WORKERS "lots" is not a number from 1 to 32');
-  });
-
-  test('a misspelt variable is told with the nearest, others are nobody’s business', () => {
-    const environment = {
-      FLANNELD_IP_MASK: 'true',
-      PODWIRE_LEASE_TLT: '1h',
-      FLANNELD_PORT: 'tcp://10.0.0.1:80',
-      V: '1',
-    };
-    expect(read({}, environment).warnings).toEqual([
-      'FLANNELD_IP_MASK is read by nobody: did you mean FLANNELD_IP_MASQ?',
-      'PODWIRE_LEASE_TLT is read by nobody: did you mean PODWIRE_LEASE_TTL?',
-    ]);
-  });
-
-  test('every flag of flanneld’s has its variable', () => {
-    for (const flag of FLAGS.filter(({ group, name }) => group !== 'own' && name !== 'log_backtrace_at')) {
-      const value = { bool: 'true', int: '7', list: 'eth7', text: flag.default || '10.0.0.7' }[flag.kind];
-      const reader = new FlagReader({}, { [environmentName(flag)]: value });
-      expect([reader.list(flag.name), reader.warnings]).toEqual([[value], []]);
-      const given = new FlagReader({ [flag.name]: '1' }, { [environmentName(flag)]: value });
-      expect(given.list(flag.name)).toEqual(['1']);
-    }
   });
 });
 
@@ -436,80 +351,4 @@ test('no secret is in any error or warning, wherever it is written', () => {
 test('the control socket follows the subnet file', () => {
   expect(defaultControlSocket('/run/flannel/subnet.env')).toBe('/run/flannel/podwire-subnet.sock');
   expect(defaultControlSocket('/run/flannel/second')).toBe('/run/flannel/podwire-second.sock');
-});
-
-describe('command lines in Go’s syntax', () => {
-  test.each([
-    ['-iface=eth0', ['--iface=eth0']],
-    ['--iface eth0', ['--iface=eth0']],
-    ['-iface eth0', ['--iface=eth0']],
-    ['-ip-masq', ['--ip-masq=true']],
-    ['--ip-masq=false', ['--ip-masq=false']],
-    ['-ip-masq eth0', ['--ip-masq=true', 'eth0']],
-    ['--public-ip -5', ['--public-ip=-5']],
-    ['-iface', ['--iface']],
-    ['-unknown 3', ['--unknown', '3']],
-    ['--unknown=3', ['--unknown']],
-    ['-v=2', ['--v=2']],
-    ['-h', ['-h']],
-    ['-version', ['--version']],
-    ['-version=true', ['--version']],
-    ['--version=0 -iface=eth0', ['--iface=eth0']],
-    ['-- -iface', ['--', '-iface']],
-    ['positional -iface=eth0', ['positional', '--iface=eth0']],
-  ])('%s', (line, expected) => {
-    expect(normaliseArguments(line.split(' '))).toEqual(expected);
-  });
-
-  test('what is already in the long form stays the same', () => {
-    const argument = fc.constantFrom(...FLAGS.map((flag) => flag.name)).map((name) => `--${name}=value`);
-    fc.assert(
-      fc.property(fc.array(argument), (args) => {
-        expect(normaliseArguments(args)).toEqual(args);
-      }),
-    );
-  });
-
-  test('an empty value stays a value', () => {
-    expect(normaliseArguments(['-iface', ''])).toEqual(['--iface=']);
-  });
-});
-
-test.each([
-  ['ip-mask', 'ip-masq'],
-  ['etcd-endpoint', 'etcd-endpoints'],
-  ['ifcae-regex', 'iface-regex'],
-  ['port', undefined],
-  ['zzz', undefined],
-])('the flag nearest to %s is %s', (text, name) => {
-  expect(nearestFlag(text)?.name).toBe(name);
-});
-
-describe('a file of variables', () => {
-  let directory: string;
-  beforeAll(async () => {
-    directory = await mkdtemp(join(tmpdir(), 'pwag-env-'));
-  });
-  afterAll(() => rm(directory, { recursive: true }));
-
-  test('stands behind the environment, which stands behind the command line', async () => {
-    const path = join(directory, 'podwire.env');
-    await writeFile(
-      path,
-      '# podwire\nexport FLANNELD_PUBLIC_IP="10.0.0.1"\nFLANNELD_IP_MASQ=true\nPODWIRE_LOG_LEVEL=debug\nOTHER=1\n',
-    );
-    const config = await loadAgentConfig(
-      { ...STORE, 'public-ip': '10.0.0.3' },
-      {
-        PODWIRE_ENVIRONMENT_FILE: path,
-        FLANNELD_PUBLIC_IP: '10.0.0.2',
-        PODWIRE_LOG_LEVEL: 'warn',
-        FLANNELD_IP_MASQ: '',
-      },
-    );
-    expect(config).toMatchObject({ interface: { publicIp: '10.0.0.3' }, ipMasq: true, logLevel: 'warn' });
-    await writeFile(path, 'PODWIRE_LOG_LEVEL=error\n');
-    const later = await loadAgentConfig({ ...STORE, 'environment-file': path }, {});
-    expect(later).toMatchObject({ ipMasq: false, logLevel: 'error' });
-  });
 });
