@@ -26,14 +26,18 @@ import { Daemon, waitFor } from '../lib/process.mjs';
  * @property {(topology: import('../lib/topology.mjs').Topology, context: StartContext) => Promise<Session>} start
  */
 
+/** Where programs are looked for, as a PATH: the directory PODWIRE_BENCH_BIN, then the PATH itself. */
+export function searchPath() {
+  return [process.env['PODWIRE_BENCH_BIN'], process.env['PATH']].filter(Boolean).join(':');
+}
+
 /**
- * Looks in the directory PODWIRE_BENCH_BIN, then on the PATH.
+ * Looks along {@link searchPath}.
  * @param {string} name
  * @returns {string | undefined} path
  */
 export function findProgram(name) {
-  const directories = [process.env['PODWIRE_BENCH_BIN'] ?? '', ...(process.env['PATH'] ?? '').split(':')];
-  for (const directory of directories.filter(Boolean)) {
+  for (const directory of searchPath().split(':').filter(Boolean)) {
     const path = join(directory, name);
     try {
       accessSync(path, constants.X_OK);

@@ -12,7 +12,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Daemon, run, waitFor } from '../lib/process.mjs';
-import { startingDaemons, stopAll } from './contender.mjs';
+import { searchPath, startingDaemons, stopAll } from './contender.mjs';
 
 /** @typedef {import('./contender.mjs').Contender} Contender */
 
@@ -96,6 +96,7 @@ function startAgents(topology, { workDir, signal }, agentOptions, nodeOptions, b
         new Daemon(`podwire agent on ${host.netns}`, argv, {
           namespace: host.netns,
           logFile: join(directory, 'agent.log'),
+          env: { PATH: searchPath() }, // for wireguard-go
         }),
       );
       return subnetFile;

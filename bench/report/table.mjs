@@ -88,13 +88,13 @@ function alignWithTitles(rows) {
 function renderTargets(verdicts) {
   const shown = verdicts.filter((verdict) => verdict.verdict !== 'not measured');
   if (shown.length === 0) return [];
-  const rows = shown.map(({ title, underlay, relation, limit, measured, verdict, spansLimit }) => [
+  const rows = shown.map(({ title, underlay, relation, limit, measured, verdict, spansLimit, senderLimited }) => [
     title,
     underlay === 'any' ? '' : underlay,
     `${relation} ${figure(limit)}`,
     measured === undefined ? '' : figure(measured.median),
     measured === undefined ? '' : range(measured),
-    `${verdict}${spansLimit ? ' (range on both sides)' : ''}`,
+    `${verdict}${spansLimit ? ' (range on both sides)' : ''}${senderLimited ? " (the sender's limit)" : ''}`,
   ]);
   const missing = verdicts.length - shown.length;
   return [

@@ -23,6 +23,7 @@ import { ratio, spread } from './stats.mjs';
  * @property {import('./stats.mjs').Spread | undefined} measured
  * @property {'reached' | 'missed' | 'not measured'} verdict of the median
  * @property {boolean} spansLimit the range of the rounds lies on both sides of the limit: within the noise
+ * @property {boolean} senderLimited the sender had no more to offer in most rounds: a higher figure cannot show here
  */
 
 /**
@@ -152,17 +153,36 @@ function holds(relation, value, limit) {
 
 /**
  * @param {readonly import('./stats.mjs').Sample[]} samples
- * @param {Target} target
+ * @param {string} contender
+ * @param {string} metric
  * @param {string} underlay
  */
-function measured(samples, target, underlay) {
-  const { metric, contender, against } = target;
-  if (against !== undefined) return ratio(samples, { underlay, metric, contender, baseline: against });
+function spreadOf(samples, contender, metric, underlay) {
   const values = samples
     .filter((sample) => sample.contender === contender && (underlay === 'any' || sample.underlay === underlay))
     .map((sample) => sample.values[metric])
     .filter((value) => value !== undefined);
   return values.length > 0 ? spread(values) : undefined;
+}
+
+/**
+ * @param {readonly import('./stats.mjs').Sample[]} samples
+ * @param {Target} target
+ * @param {string} underlay
+ */
+function measured(samples, { metric, contender, against }, underlay) {
+  if (against !== undefined) return ratio(samples, { underlay, metric, contender, baseline: against });
+  return spreadOf(samples, contender, metric, underlay);
+}
+
+/**
+ * @param {readonly import('./stats.mjs').Sample[]} samples
+ * @param {Target} target
+ * @param {string} underlay
+ */
+function limitedBySender(samples, { metric, contender }, underlay) {
+  const flag = metric.replace(/\.lossfree$/, '.senderLimited');
+  return flag !== metric && (spreadOf(samples, contender, flag, underlay)?.median ?? 0) > 0.5;
 }
 
 /**
@@ -184,11 +204,14 @@ export function judge(samples, targets = TARGETS) {
           measured: undefined,
           verdict: /** @type {const} */ ('not measured'),
           spansLimit: false,
+          senderLimited: false,
         };
       }
       const reached = holds(relation, found.median, limit);
       const spansLimit = holds(relation, found.min, limit) !== holds(relation, found.max, limit);
-      return { title, underlay, relation, limit, measured: found, verdict: reached ? 'reached' : 'missed', spansLimit };
+      const senderLimited = limitedBySender(samples, target, underlay);
+      const verdict = reached ? 'reached' : 'missed';
+      return { title, underlay, relation, limit, measured: found, verdict, spansLimit, senderLimited };
     }),
   );
 }

@@ -52,6 +52,7 @@ export async function measurePps(bed, size, { floodSeconds, probeSeconds, maxPro
     values: {
       [`${name}.lossfree`]: inGbps ? gbps(search.rate) : search.rate / 1000,
       [`${name}.flood`]: inGbps ? gbps(flood.delivered) : flood.delivered / 1000,
+      [`${name}.senderLimited`]: Number(search.senderLimited),
     },
     raw: { [name]: { flood, search } },
   };

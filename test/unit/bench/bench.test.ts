@@ -170,6 +170,21 @@ describe('targets', () => {
     expect(judge(rounds, [{ ...target, relation: '<=' }])[0]).toMatchObject({ verdict: 'missed', spansLimit: true });
   });
 
+  it("say when the figure is the sender's limit in most rounds", () => {
+    const target = {
+      title: 't',
+      metric: 'udp64.lossfree',
+      contender: 'podwire',
+      relation: '>=' as const,
+      limits: { veth: 9 },
+    };
+    const rounds = (limited: readonly number[]) =>
+      limited.map((flag, index) => sample(index + 1, 'podwire', { 'udp64.lossfree': 8, 'udp64.senderLimited': flag }));
+    expect(judge(rounds([1, 0, 1]), [target])[0]).toMatchObject({ verdict: 'missed', senderLimited: true });
+    expect(judge(rounds([0, 0, 1]), [target])[0]).toMatchObject({ verdict: 'missed', senderLimited: false });
+    expect(judge(rounds([1]), [{ ...target, metric: 'm' }])[0]).toMatchObject({ senderLimited: false });
+  });
+
   it('judge a figure itself on whichever underlay it was measured', () => {
     const target = { title: 't', metric: 'm', contender: 'podwire', relation: '<' as const, limits: { any: 1 } };
     expect(judge([sample(1, 'podwire', { m: 1 }, 'nic')], [target])[0]?.verdict).toBe('missed');
