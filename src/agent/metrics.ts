@@ -5,34 +5,10 @@
  * agent that nobody scrapes does not even load the library. Names are `podwire_…`, with the unit at the end and
  * `_total` for what only grows; the process and Node.js add their customary `process_…` and `nodejs_…`.
  *
- * Cardinality is bounded: {@link DEFAULT_MAX_PEERS} hosts have series of their own, those that were there first; what
+ * Cardinality is bounded: 250 hosts, or `--metrics-peers`, have series of their own, those that were there first; what
  * the others carry is summed up as `peer="other"`. All other labels come from lists in the source.
  */
-import type { OverlayStatus, StoreMetrics } from '../index.js';
-import type { OperationCounts } from './store-meter.js';
-
-export interface MetricsSource {
-  readonly version: string;
-  /** Undefined while there is no overlay yet. */
-  readonly overlay: () => OverlayStatus | undefined;
-  /** What the store counts about itself; see LeaseStore.metrics. */
-  readonly store?: () => StoreMetrics | undefined;
-  /** What the agent asked of the store, and how long that took. */
-  readonly operations?: Readonly<Record<string, OperationCounts>>;
-  /** Whether the agent would answer "ready". */
-  readonly ready?: () => boolean | Promise<boolean>;
-  /** Hosts with series of their own. */
-  readonly maxPeers?: number;
-}
-
-export const DEFAULT_MAX_PEERS = 250;
-
-/** What a request for `/metrics` gets; fits the agent's HTTP server and its control socket. */
-export interface MetricsAnswer {
-  readonly status: 200;
-  readonly contentType: string;
-  readonly body: string;
-}
+import type { MetricsAnswer, MetricsSource } from './metrics/exposition.js';
 
 export interface Metrics {
   /** Concurrent calls share one reading. */

@@ -1,13 +1,36 @@
 /** The metrics as prom-client registers them; loaded with the first request. */
 import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client';
-import { DEFAULT_MAX_PEERS, type MetricsAnswer, type MetricsSource } from '../metrics.js';
+import type { OverlayStatus, StoreMetrics } from '../../index.js';
+import type { OperationCounts } from '../store-meter.js';
+import { DEFAULT_MAX_PEERS, PeerAccounts } from './accounts.js';
 import { CONTROL_FAMILIES } from './control.js';
 import { ENGINE_FAMILIES } from './engine.js';
 import type { Family, Reading } from './family.js';
-import { PEER_FAMILIES, PeerAccounts } from './peers.js';
+import { PEER_FAMILIES } from './peers.js';
 
 /** Wake-ups of the event-loop lag meter: often enough for lags that hurt, too seldom to cost an idle agent anything. */
 const LAG_PRECISION_MS = 50;
+
+export interface MetricsSource {
+  readonly version: string;
+  /** Undefined while there is no overlay yet. */
+  readonly overlay: () => OverlayStatus | undefined;
+  /** What the store counts about itself; see LeaseStore.metrics. */
+  readonly store?: () => StoreMetrics | undefined;
+  /** What the agent asked of the store, and how long that took. */
+  readonly operations?: Readonly<Record<string, OperationCounts>>;
+  /** Whether the agent would answer "ready". */
+  readonly ready?: () => boolean | Promise<boolean>;
+  /** Hosts with series of their own. */
+  readonly maxPeers?: number;
+}
+
+/** What a request for `/metrics` gets; fits the agent's HTTP server and its control socket. */
+export interface MetricsAnswer {
+  readonly status: 200;
+  readonly contentType: string;
+  readonly body: string;
+}
 
 export class Exposition {
   readonly #source: MetricsSource;

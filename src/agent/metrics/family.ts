@@ -1,7 +1,7 @@
 /** A metric as data: its name, its words, and how it is read from the state of the agent. */
 import type { OverlayStatus, StoreMetrics } from '../../index.js';
 import type { OperationCounts } from '../store-meter.js';
-import type { PeerReading } from './peers.js';
+import type { PeerReading } from './accounts.js';
 
 /** What one request sees; read once, so that its metrics agree with each other. */
 export interface Reading {

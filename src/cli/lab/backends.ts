@@ -1,8 +1,17 @@
 /** What `podwire lab` can be run with: the network config of each backend, and what the checks must know of it. */
 import type { Family } from '../../net/prefix.js';
 import { UsageError } from '../usage.js';
-import type { OverlayTraits } from './overlay.js';
 import { NETWORKS } from './topology.js';
+
+/** What the checks must know of the overlay. */
+export interface OverlayTraits {
+  /** Of pods and underlay; the first is that of checks that name none. */
+  readonly families: readonly Family[];
+  /** Packets pass no workers of podwire's, and its counters do not see them. */
+  readonly isKernel: boolean;
+  /** A pod hears at once that there is no such host; else it waits. */
+  readonly answersUnreachable: boolean;
+}
 
 export interface LabBackend {
   /** For the heading: `vxlan by podwire, IPv4 and IPv6`. */

@@ -1,8 +1,9 @@
 /** The running lab: hosts with their overlay node, pod and traffic programs, and everything's orderly end. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { PodwireError } from '../../errors.js';
+import type { OverlayTraits } from './backends.js';
 import { Endpoint } from './endpoint-client.js';
-import type { NodeStatus, Overlay, OverlayNode, OverlayTraits } from './overlay.js';
+import type { NodeStatus, Overlay, OverlayNode } from './overlay.js';
 import { Topology, type HostPlace, type PodPlace } from './topology.js';
 
 const MEET_TIMEOUT_MS = 5_000;

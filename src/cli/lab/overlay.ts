@@ -11,9 +11,9 @@ import type { AgentStatus } from '../../agent/status.js';
 import { errnoOf, messageOf, PodwireError } from '../../errors.js';
 import { parseDotenv } from '../../host/subnet-env.js';
 import { run } from '../../host/exec.js';
-import { Address, type Family, Prefix } from '../../net/prefix.js';
+import { Address, Prefix } from '../../net/prefix.js';
 import { PODWIRE } from '../programs.js';
-import type { LabBackend } from './backends.js';
+import type { LabBackend, OverlayTraits } from './backends.js';
 import type { HostPlace, PlacedAddress } from './topology.js';
 
 /** What a host got: the values of its subnet.env. */
@@ -43,16 +43,6 @@ export interface OverlayNode extends Joined, AsyncDisposable {
   readonly hints: readonly string[];
   /** Rejects if the node ends by itself; never resolves. */
   readonly failed: Promise<never>;
-}
-
-/** What the checks must know of the overlay. */
-export interface OverlayTraits {
-  /** Of pods and underlay; the first is that of checks that name none. */
-  readonly families: readonly Family[];
-  /** Packets pass no workers of podwire's, and its counters do not see them. */
-  readonly isKernel: boolean;
-  /** A pod hears at once that there is no such host; else it waits. */
-  readonly answersUnreachable: boolean;
 }
 
 export interface Overlay {

@@ -1,5 +1,7 @@
 import { describe, expect, test } from 'vitest';
-import { createMetrics, DEFAULT_MAX_PEERS, type MetricsSource } from '../../../src/agent/metrics.js';
+import { createMetrics } from '../../../src/agent/metrics.js';
+import { DEFAULT_MAX_PEERS } from '../../../src/agent/metrics/accounts.js';
+import type { MetricsSource } from '../../../src/agent/metrics/exposition.js';
 import { COUNTERS, KERNEL_DROPS } from '../../../src/dataplane/counters.js';
 import { newLeaseCounts } from '../../../src/control/lease-counts.js';
 import type { OverlayStatus } from '../../../src/index.js';
