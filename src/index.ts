@@ -35,11 +35,11 @@ export type {
   LeaseAttributes,
   LeaseChange,
   LeaseStore,
+  LeaseSubnets,
+  StoreAdmin,
   StoreMetrics,
   StoreNotice,
 } from './control/lease.js';
-export type { LeaseSubnets } from './control/lease-key.js';
-export type { StoreAdmin } from './control/store-admin.js';
 export type { LeaseCounts } from './control/lease-counts.js';
 export type { StoreState } from './control/lease-keeper.js';
 export type { BackendConfig, NetworkConfig } from './control/network-config.js';

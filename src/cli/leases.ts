@@ -2,13 +2,13 @@
 import { readFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { parseNetworkConfig, type NetworkConfig } from '../control/network-config.js';
-import type { StoreAdmin } from '../control/store-admin.js';
 import { messageOf, PodwireError } from '../errors.js';
 import { judgeConfig, readSubnets, release, reservationFor, reserve } from './leases/change.js';
 import { formatLease, formatLeases, leaseEntry, type LeaseDocument } from './leases/document.js';
 import { openNamedStore, withStoreFlags } from './leases/store-flags.js';
 import { watchLeases } from './leases/watch.js';
 import { ExitCode, EXIT_FAILURE, UsageError } from './usage.js';
+import type { StoreAdmin } from '../control/lease.js';
 
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 const warn = (line: string): void => void process.stderr.write(`podwire: ${line}\n`);

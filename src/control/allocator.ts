@@ -17,8 +17,9 @@ import {
   type AcquireRequest,
   type Lease,
   type LeaseAttributes,
+  type LeaseSubnets,
 } from './lease.js';
-import { leaseKey, type LeaseSubnets } from './lease-key.js';
+import { leaseKey } from './lease-key.js';
 import { ipv4Pool, ipv6Pool, type NetworkConfig, type SubnetPool } from './network-config.js';
 import { fromBigInt, mergeRanges, rangeOf, toBigInt } from './ranges.js';
 

@@ -5,12 +5,7 @@
  */
 import { PodwireError } from '../errors.js';
 import { Address, Prefix } from '../net/prefix.js';
-import type { Lease } from './lease.js';
-
-export interface LeaseSubnets {
-  readonly subnet: Prefix;
-  readonly subnet6?: Prefix;
-}
+import type { LeaseSubnets } from './lease.js';
 
 const KEY = /^([0-9.]{7,15})-([0-9]{1,2})(?:&([0-9a-f:]{2,39})-([0-9]{1,3}))?$/;
 
@@ -18,7 +13,7 @@ const KEY = /^([0-9.]{7,15})-([0-9]{1,2})(?:&([0-9a-f:]{2,39})-([0-9]{1,3}))?$/;
 const MAX_LENGTH = { 4: 31, 6: 127 } as const;
 
 /** The canonical key of a lease. */
-export function leaseKey(lease: Pick<Lease, 'subnet' | 'subnet6'>): string {
+export function leaseKey(lease: LeaseSubnets): string {
   if (lease.subnet.family === 6) return `0.0.0.0-0&${part(lease.subnet)}`;
   return lease.subnet6 ? `${part(lease.subnet)}&${part(lease.subnet6)}` : part(lease.subnet);
 }

@@ -7,7 +7,6 @@
  */
 import type { Address, Prefix } from '../net/prefix.js';
 import type { NetworkConfig } from './network-config.js';
-import type { StoreAdmin } from './store-admin.js';
 
 /** What a host tells its peers about itself; flannel's `LeaseAttrs`. */
 export interface LeaseAttributes {
@@ -23,11 +22,15 @@ export interface LeaseAttributes {
   readonly port?: number;
 }
 
-export interface Lease {
+/** What a lease gives to its host. */
+export interface LeaseSubnets {
   /** The IPv4 subnet, or the IPv6 subnet of an IPv6-only lease. */
   readonly subnet: Prefix;
   /** The IPv6 subnet of a dual-stack lease. */
   readonly subnet6?: Prefix;
+}
+
+export interface Lease extends LeaseSubnets {
   readonly attributes: LeaseAttributes;
   /** Absent: a reservation. */
   readonly expiresAt?: Date;
@@ -120,6 +123,32 @@ export interface LeaseStore extends AsyncDisposable {
  */
 export type StoreMetrics = Readonly<Record<string, number>>;
 
+/**
+ * What an operator does to a store, beside what agents do; agents hear of it through their watch. Every method throws
+ * PodwireErrors: `STORE_UNAVAILABLE`, `PERMISSION`, `INVALID_ARGUMENT`, `ABORTED`, `CLOSED`, and what is said at each.
+ */
+export interface StoreAdmin {
+  /**
+   * All leases that can be read, our own included, in byte order of their keys. One without `expiresAt` is a
+   * reservation; one that has run out may still be there, where nobody has taken its place.
+   */
+  list(signal?: AbortSignal): Promise<readonly Lease[]>;
+  /**
+   * Keeps a subnet for the host with the PublicIP of `attributes` (of an IPv6-only network, its PublicIPv6): a lease
+   * without expiry. A live lease of that host becomes a reservation and keeps what its agent has written.
+   *
+   * @throws PodwireError LEASE_CONFLICT when another host holds an overlapping lease; INVALID_ARGUMENT when the
+   * network would not hand out these subnets or peers could not use the address; NO_CONFIG, INVALID_CONFIG.
+   */
+  reserve(subnets: LeaseSubnets, attributes: LeaseAttributes): Promise<Lease>;
+  /** Removes a lease or reservation, whoever holds it: a live agent acquires anew. False when there is none. */
+  remove(subnets: LeaseSubnets): Promise<boolean>;
+  /** The network config's text as it is, also when it is not valid; undefined when there is none. */
+  readConfig(signal?: AbortSignal): Promise<string | undefined>;
+  /** Writes the network config, unchanged. @throws PodwireError INVALID_CONFIG for one no agent could use. */
+  writeConfig(json: string): Promise<void>;
+}
+
 /** flannel's constant, and the default life of a lease. */
 export const DEFAULT_TTL_MS = 24 * 60 * 60 * 1000;
 
@@ -129,22 +158,22 @@ export function publicAddress({ publicIp, publicIpv6 }: LeaseAttributes): Addres
 }
 
 /** All subnets of a lease, IPv4 first. */
-export function subnetsOf(lease: Pick<Lease, 'subnet' | 'subnet6'>): Prefix[] {
+export function subnetsOf(lease: LeaseSubnets): Prefix[] {
   return lease.subnet6 ? [lease.subnet, lease.subnet6] : [lease.subnet];
 }
 
-export function sameSubnets(a: Pick<Lease, 'subnet' | 'subnet6'>, b: Pick<Lease, 'subnet' | 'subnet6'>): boolean {
+export function sameSubnets(a: LeaseSubnets, b: LeaseSubnets): boolean {
   if (!a.subnet.equals(b.subnet)) return false;
   return a.subnet6 && b.subnet6 ? a.subnet6.equals(b.subnet6) : a.subnet6 === b.subnet6;
 }
 
 /** The subnets of `from` that `to` has not. */
-export function departing(from: Pick<Lease, 'subnet' | 'subnet6'>, to: Pick<Lease, 'subnet' | 'subnet6'>): Prefix[] {
+export function departing(from: LeaseSubnets, to: LeaseSubnets): Prefix[] {
   const after = subnetsOf(to);
   return subnetsOf(from).filter((old) => !after.some((subnet) => subnet.equals(old)));
 }
 
-export function overlap(a: Pick<Lease, 'subnet' | 'subnet6'>, b: Pick<Lease, 'subnet' | 'subnet6'>): boolean {
+export function overlap(a: LeaseSubnets, b: LeaseSubnets): boolean {
   return subnetsOf(a).some((mine) => subnetsOf(b).some((theirs) => mine.overlaps(theirs)));
 }
 

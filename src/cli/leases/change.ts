@@ -1,9 +1,16 @@
 /** What `podwire leases` writes: reservations, releases, the network config. */
 import { fits } from '../../control/allocator.js';
-import { leaseKey, type LeaseSubnets, tryParseLeaseKey } from '../../control/lease-key.js';
-import { isExpired, type Lease, type LeaseAttributes, sameSubnets, subnetsOf } from '../../control/lease.js';
+import { leaseKey, tryParseLeaseKey } from '../../control/lease-key.js';
+import {
+  isExpired,
+  type Lease,
+  type LeaseAttributes,
+  sameSubnets,
+  subnetsOf,
+  type LeaseSubnets,
+  type StoreAdmin,
+} from '../../control/lease.js';
 import { networksOf, parseNetworkConfig } from '../../control/network-config.js';
-import type { StoreAdmin } from '../../control/store-admin.js';
 import { PodwireError } from '../../errors.js';
 import { Address, type Family, Prefix } from '../../net/prefix.js';
 import { formatDuration } from '../format.js';

@@ -3,8 +3,7 @@ import { type Command, Option } from 'commander';
 import { FLAGS, type Flag } from '../../agent/flags.js';
 import { readStoreConfig } from '../../agent/store-config.js';
 import { openStore } from '../../agent/stores.js';
-import type { LeaseStore } from '../../control/lease.js';
-import type { StoreAdmin } from '../../control/store-admin.js';
+import type { LeaseStore, StoreAdmin } from '../../control/lease.js';
 import { messageOf, PodwireError } from '../../errors.js';
 import { UsageError } from '../usage.js';
 

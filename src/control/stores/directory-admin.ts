@@ -2,10 +2,18 @@
 import { errnoOf, PodwireError } from '../../errors.js';
 import type { Clock } from '../clock.js';
 import { encodeLease, tryDecodeLease, type StoredLease } from '../lease-codec.js';
-import { leaseKey, tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
-import { isExpired, sameHost, sameSubnets, type Lease, type LeaseAttributes } from '../lease.js';
+import { leaseKey, tryParseLeaseKey } from '../lease-key.js';
+import {
+  isExpired,
+  sameHost,
+  sameSubnets,
+  type Lease,
+  type LeaseAttributes,
+  type LeaseSubnets,
+  type StoreAdmin,
+} from '../lease.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
-import { checkReservation, type StoreAdmin } from '../store-admin.js';
+import { checkReservation } from '../reservation.js';
 import type { LeaseFiles } from './lease-files.js';
 
 export interface DirectoryAdminOptions {

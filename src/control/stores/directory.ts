@@ -22,10 +22,10 @@ import {
   type LeaseChange,
   type LeaseStore,
   type StoreNotice,
+  type LeaseSubnets,
+  type StoreAdmin,
 } from '../lease.js';
-import type { LeaseSubnets } from '../lease-key.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
-import type { StoreAdmin } from '../store-admin.js';
 import { DirectoryAdmin } from './directory-admin.js';
 import { DirectoryMonitor } from './directory-monitor.js';
 import { EntryTable } from './entry-table.js';

@@ -10,8 +10,16 @@ import type { HeldSubnets } from '../allocator.js';
 import type { Clock } from '../clock.js';
 import { decodeLease, type StoredLease } from '../lease-codec.js';
 import type { LeaseFeed } from '../lease-feed.js';
-import { belongsTo, sameHost, sameSubnets, type AcquireRequest, type Lease, type StoreNotice } from '../lease.js';
-import { leaseKey, tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
+import {
+  belongsTo,
+  sameHost,
+  sameSubnets,
+  type AcquireRequest,
+  type Lease,
+  type StoreNotice,
+  type LeaseSubnets,
+} from '../lease.js';
+import { leaseKey, tryParseLeaseKey } from '../lease-key.js';
 
 export interface Entry {
   readonly name: string;

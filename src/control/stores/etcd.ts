@@ -17,9 +17,9 @@ import {
   type LeaseStore,
   type StoreMetrics,
   type StoreNotice,
+  type StoreAdmin,
 } from '../lease.js';
 import type { NetworkConfig } from '../network-config.js';
-import type { StoreAdmin } from '../store-admin.js';
 import { etcdAdmin } from './etcd/admin.js';
 import { toPodwireError } from './etcd/faults.js';
 import { EtcdKeys } from './etcd/keys.js';

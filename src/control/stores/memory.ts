@@ -8,7 +8,7 @@ import { allocate, checkRequest, collides, type Allocation } from '../allocator.
 import { pause, systemClock, throwIfAborted, type Clock } from '../clock.js';
 import { encodeLease, tryDecodeLease } from '../lease-codec.js';
 import { LeaseFeed } from '../lease-feed.js';
-import { tryParseLeaseKey, type LeaseSubnets } from '../lease-key.js';
+import { tryParseLeaseKey } from '../lease-key.js';
 import {
   belongsTo,
   DEFAULT_TTL_MS,
@@ -17,9 +17,11 @@ import {
   type LeaseChange,
   type LeaseStore,
   type StoreNotice,
+  type LeaseSubnets,
+  type StoreAdmin,
 } from '../lease.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
-import { checkReservation, type StoreAdmin } from '../store-admin.js';
+import { checkReservation } from '../reservation.js';
 import { EntryTable } from './entry-table.js';
 import { Notices } from './notices.js';
 

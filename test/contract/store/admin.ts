@@ -1,8 +1,7 @@
 /** What operators can do to every store that offers it, run beside the lease store contract with the same harness. */
 import { describe, expect, it } from 'vitest';
 import { leaseKey, parseLeaseKey } from '../../../src/control/lease-key.js';
-import { sameSubnets, type Lease, type LeaseStore } from '../../../src/control/lease.js';
-import type { StoreAdmin } from '../../../src/control/store-admin.js';
+import { sameSubnets, type Lease, type LeaseStore, type StoreAdmin } from '../../../src/control/lease.js';
 import { Prefix } from '../../../src/net/prefix.js';
 import { attributesOf, Watcher } from '../../support/leases.js';
 import { DUAL_CONFIG, StoreBed, TTL_MS, type StoreHarness } from './harness.js';

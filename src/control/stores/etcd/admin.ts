@@ -1,10 +1,10 @@
 /** What operators do to leases in etcd. */
 import type { Clock } from '../../clock.js';
 import { encodeLease, tryDecodeLease } from '../../lease-codec.js';
-import { tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
-import type { Lease, LeaseAttributes } from '../../lease.js';
+import { tryParseLeaseKey } from '../../lease-key.js';
+import type { Lease, LeaseAttributes, LeaseSubnets, StoreAdmin } from '../../lease.js';
 import { parseNetworkConfig } from '../../network-config.js';
-import { checkReservation, type StoreAdmin } from '../../store-admin.js';
+import { checkReservation } from '../../reservation.js';
 import { EtcdFault } from './faults.js';
 import type { EtcdKeys } from './keys.js';
 import type { EtcdLeases } from './leases.js';

@@ -8,7 +8,8 @@
 import { posix } from 'node:path';
 import { PodwireError } from '../../../errors.js';
 import { Address, Prefix } from '../../../net/prefix.js';
-import { tryParseLeaseKey, type LeaseSubnets } from '../../lease-key.js';
+import { tryParseLeaseKey } from '../../lease-key.js';
+import type { LeaseSubnets } from '../../lease.js';
 
 export const DEFAULT_PREFIX = '/coreos.com/network';
 
