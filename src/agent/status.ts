@@ -4,8 +4,10 @@
  */
 import type { DataplaneStats, FirewallStats, LeaseState, OverlayStatus, PeerProbe } from '../index.js';
 
+export const STATUS_SCHEMA = 'podwire-status/1';
+
 export interface AgentStatus {
-  readonly schema: 'podwire-status/1';
+  readonly schema: typeof STATUS_SCHEMA;
   readonly version: string;
   readonly pid: number;
   /** ISO 8601. */
@@ -83,7 +85,7 @@ export function agentStatus(
 ): AgentStatus {
   const { network, lease, counts } = overlay;
   return {
-    schema: 'podwire-status/1',
+    schema: STATUS_SCHEMA,
     version: process.version,
     pid: process.pid,
     startedAt: process.startedAt.toISOString(),

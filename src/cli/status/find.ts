@@ -4,7 +4,7 @@ import { basename, dirname, join } from 'node:path';
 import { defaultControlSocket } from '../../agent/control-path.js';
 import { askControlSocket } from '../../agent/control-socket.js';
 import { flagNamed } from '../../agent/flags.js';
-import type { AgentStatus } from '../../agent/status.js';
+import { STATUS_SCHEMA, type AgentStatus } from '../../agent/status.js';
 import { PodwireError } from '../../errors.js';
 
 export interface FoundAgent {
@@ -14,8 +14,6 @@ export interface FoundAgent {
   /** Why there is no status although something listens: one line, for example that this user may not ask. */
   readonly problem?: string;
 }
-
-const SCHEMA: AgentStatus['schema'] = 'podwire-status/1';
 
 export const USUAL_SOCKET: string = defaultControlSocket(flagNamed('subnet-file')?.default ?? '');
 
@@ -54,11 +52,11 @@ export async function findAgents(list = '/proc/net/unix'): Promise<readonly Foun
 export async function askStatus(controlSocket: string): Promise<AgentStatus> {
   const answer = await askControlSocket(controlSocket, '/v1/status');
   const schema = typeof answer === 'object' && answer !== null && 'schema' in answer ? answer.schema : undefined;
-  if (schema === SCHEMA) return answer as AgentStatus;
+  if (schema === STATUS_SCHEMA) return answer as AgentStatus;
   throw new PodwireError(
     'SYSTEM',
     `${controlSocket} answers with ${schema === undefined ? 'no podwire status' : JSON.stringify(schema)}, not ` +
-      `${JSON.stringify(SCHEMA)}: use the podwire command of the agent's own version`,
+      `${JSON.stringify(STATUS_SCHEMA)}: use the podwire command of the agent's own version`,
   );
 }
 

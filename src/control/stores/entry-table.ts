@@ -16,8 +16,8 @@ import {
   sameSubnets,
   type AcquireRequest,
   type Lease,
-  type StoreNotice,
   type LeaseSubnets,
+  type StoreNotice,
 } from '../lease.js';
 import { leaseKey, tryParseLeaseKey } from '../lease-key.js';
 

@@ -15,9 +15,9 @@ import {
   type Lease,
   type LeaseChange,
   type LeaseStore,
+  type StoreAdmin,
   type StoreMetrics,
   type StoreNotice,
-  type StoreAdmin,
 } from '../lease.js';
 import type { NetworkConfig } from '../network-config.js';
 import { etcdAdmin } from './etcd/admin.js';

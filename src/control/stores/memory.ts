@@ -16,9 +16,9 @@ import {
   type Lease,
   type LeaseChange,
   type LeaseStore,
-  type StoreNotice,
   type LeaseSubnets,
   type StoreAdmin,
+  type StoreNotice,
 } from '../lease.js';
 import { parseNetworkConfig, type NetworkConfig } from '../network-config.js';
 import { checkReservation } from '../reservation.js';

@@ -1,9 +1,9 @@
 /** What operators can do to every store that offers it, run beside the lease store contract with the same harness. */
 import { describe, expect, it } from 'vitest';
 import { leaseKey, parseLeaseKey } from '../../../src/control/lease-key.js';
-import { sameSubnets, type Lease, type LeaseStore, type StoreAdmin } from '../../../src/control/lease.js';
+import { sameSubnets, type Lease, type StoreAdmin } from '../../../src/control/lease.js';
 import { Prefix } from '../../../src/net/prefix.js';
-import { attributesOf, Watcher } from '../../support/leases.js';
+import { attributesOf } from '../../support/leases.js';
 import { DUAL_CONFIG, StoreBed, TTL_MS, type StoreHarness } from './harness.js';
 
 const SUBNET = { subnet: Prefix.parse('10.42.7.0/24') };
@@ -12,8 +12,6 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
   describe(`store admin contract: ${name}`, () => {
     const bed = new StoreBed(make);
     const admin = (): StoreAdmin => bed.open().admin!;
-    const acquire = (store: LeaseStore, publicIp: string, owner?: string): Promise<Lease> =>
-      store.acquire({ attributes: attributesOf(publicIp), ttlMs: TTL_MS, ...(owner !== undefined && { owner }) });
 
     /** Keys of at least two subnets that chance did not give to this lease. */
     const without = (lease: Lease): string[] =>
@@ -22,7 +20,7 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
     it('lists leases and reservations of all hosts, and skips what cannot be read', async () => {
       expect(await admin().list()).toEqual([]);
       const store = bed.open();
-      const mine = await acquire(store, '192.0.2.1', 'node-a');
+      const mine = await bed.acquire(store, '192.0.2.1', { owner: 'node-a' });
       const [other = '', unreadable = ''] = without(mine);
       await bed.harness.put(other, '{"PublicIP":"192.0.2.9"}');
       await bed.harness.put(unreadable, '{');
@@ -42,7 +40,7 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
       const other = bed.open();
       const theirs = await other.acquire({ attributes: attributesOf('192.0.2.8'), previous: SUBNET, ttlMs: TTL_MS });
       expect(sameSubnets(theirs, SUBNET)).toBe(false);
-      const lease = await acquire(bed.open(), '192.0.2.7', 'node-a');
+      const lease = await bed.acquire(bed.open(), '192.0.2.7', { owner: 'node-a' });
       expect(sameSubnets(lease, SUBNET)).toBe(true);
       expect(lease.expiresAt).toBeUndefined();
     });
@@ -64,7 +62,7 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
     });
 
     it('does not reserve what others hold, wholly or in part', async () => {
-      const held = await acquire(bed.open(), '192.0.2.1');
+      const held = await bed.acquire(bed.open(), '192.0.2.1');
       const [first = '', second = ''] = without(held);
       const half = first.replace('.0-24', '.128-25');
       await expect(admin().reserve(held, attributesOf('192.0.2.2'))).rejects.toMatchObject({
@@ -111,9 +109,8 @@ export function storeAdminContract(name: string, make: () => Promise<StoreHarnes
 
     it('removes what anybody holds, and says whether there was something', async () => {
       const store = bed.open();
-      const lease = await acquire(store, '192.0.2.1');
-      await using watcher = new Watcher(store);
-      await watcher.started();
+      const lease = await bed.acquire(store, '192.0.2.1');
+      const watcher = await bed.watch(store);
       expect(await admin().remove(lease)).toBe(true);
       await watcher.until(() => watcher.log.includes(`own lost ${leaseKey(lease)}`));
       expect(await admin().remove(lease)).toBe(false);

@@ -13,7 +13,7 @@ import {
 } from '../../../src/control/lease.js';
 import { leaseKey, tryParseLeaseKey } from '../../../src/control/lease-key.js';
 import { Address, Prefix } from '../../../src/net/prefix.js';
-import { attributesOf, Signal } from '../../support/leases.js';
+import { attributesOf } from '../../support/leases.js';
 import { CONFIG, DUAL_CONFIG, SLACK_MS, SMALL_CONFIG, StoreBed, TTL_MS, type StoreHarness } from './harness.js';
 import { watchContract } from './watch.js';
 
@@ -91,16 +91,11 @@ export function leaseStoreContract(name: string, make: () => Promise<StoreHarnes
       });
 
       it('tells the first of two agents with one address as well', async () => {
-        const heard = new Signal();
-        const notices: StoreNotice[] = [];
-        const first = bed.open((notice) => {
-          notices.push(notice);
-          heard.fire();
-        });
+        const { store: first, notices, noticed } = bed.openHeard();
         await bed.acquire(first, '192.0.2.1', { owner: 'node-a' });
         await bed.watch(first);
         const second = await bed.acquire(bed.open(), '192.0.2.1', { owner: 'node-b' });
-        await heard.until(() => notices.length > 0);
+        await noticed(1);
         expect(notices).toMatchObject([{ kind: 'conflict', reason: expect.stringContaining(leaseKey(second)) }]);
       });
 

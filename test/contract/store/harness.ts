@@ -2,7 +2,7 @@
 import { afterEach, beforeEach } from 'vitest';
 import { encodeLease } from '../../../src/control/lease-codec.js';
 import type { AcquireRequest, Lease, LeaseStore, StoreNotice } from '../../../src/control/lease.js';
-import { attributesOf, Watcher } from '../../support/leases.js';
+import { attributesOf, Signal, Watcher } from '../../support/leases.js';
 
 export interface StoreHarness extends AsyncDisposable {
   /** A client of its own, as on one more host. */
@@ -56,6 +56,17 @@ export class StoreBed {
     const store = this.harness.open(onNotice);
     this.#opened.push(store);
     return store;
+  }
+
+  /** A client whose notices are kept; `noticed` waits until there are so many. */
+  openHeard(): { store: LeaseStore; notices: StoreNotice[]; noticed: (count: number) => Promise<void> } {
+    const notices: StoreNotice[] = [];
+    const heard = new Signal();
+    const store = this.open((notice) => {
+      notices.push(notice);
+      heard.fire();
+    });
+    return { store, notices, noticed: (count) => heard.until(() => notices.length >= count) };
   }
 
   async watch(store: LeaseStore): Promise<Watcher> {

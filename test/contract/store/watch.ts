@@ -1,9 +1,8 @@
 /** The part of the lease store contract that is about watching: what others do, and what nobody can read. */
 import { describe, expect, it } from 'vitest';
 import { decodeLease } from '../../../src/control/lease-codec.js';
-import type { StoreNotice } from '../../../src/control/lease.js';
 import { leaseKey } from '../../../src/control/lease-key.js';
-import { attributesOf, Signal } from '../../support/leases.js';
+import { attributesOf } from '../../support/leases.js';
 import { SLACK_MS, SMALL_CONFIG, TTL_MS, type StoreBed } from './harness.js';
 
 export function watchContract(bed: StoreBed): void {
@@ -115,15 +114,10 @@ export function watchContract(bed: StoreBed): void {
 
     it('under any key is reported once and changes nothing', async () => {
       await bed.harness.put('10.42.5.0-24', bed.value('192.0.2.5'));
-      const notices: StoreNotice[] = [];
-      const heard = new Signal();
-      const store = bed.open((notice) => {
-        notices.push(notice);
-        heard.fire();
-      });
+      const { store, notices, noticed } = bed.openHeard();
       const watcher = await bed.watch(store);
       for (const key of JUNK_KEYS) await bed.harness.put(key, 'anything');
-      await heard.until(() => notices.length >= JUNK_KEYS.length);
+      await noticed(JUNK_KEYS.length);
       // A second look is no second report.
       await bed.acquire(store, '192.0.2.1');
       for (const key of JUNK_KEYS) await bed.harness.remove(key);
@@ -135,15 +129,10 @@ export function watchContract(bed: StoreBed): void {
 
     it.each(JUNK_VALUES)('value %j keeps the last good lease until the key is gone', async (junk) => {
       await bed.harness.put('10.42.5.0-24', bed.value('192.0.2.5'));
-      const notices: StoreNotice[] = [];
-      const heard = new Signal();
-      const store = bed.open((notice) => {
-        notices.push(notice);
-        heard.fire();
-      });
+      const { store, notices, noticed } = bed.openHeard();
       const watcher = await bed.watch(store);
       await bed.harness.put('10.42.5.0-24', junk);
-      await heard.until(() => notices.length > 0);
+      await noticed(1);
       await bed.acquire(store, '192.0.2.1');
       await bed.barrier(watcher);
       expect(notices).toMatchObject([{ kind: 'corrupt' }]);
@@ -151,7 +140,7 @@ export function watchContract(bed: StoreBed): void {
       await bed.harness.put('10.42.5.0-24', bed.value('192.0.2.55'));
       await watcher.until(() => watcher.leases.get('10.42.5.0-24')?.attributes.publicIp.toString() === '192.0.2.55');
       await bed.harness.put('10.42.5.0-24', junk);
-      await heard.until(() => notices.length > 1);
+      await noticed(2);
       await bed.harness.remove('10.42.5.0-24');
       await watcher.until(() => watcher.leases.size === 0);
     });

@@ -327,13 +327,11 @@ describe.skipIf(missing({ files: ['dist/bundle/main.cjs'] }))('the command', { t
   });
 
   test('agents are found in one order, whatever order the kernel lists them in', async () => {
-    const sockets: ControlSocket[] = [];
-    for (const name of ['q', 'p', 'r']) {
-      await mkdir(join(directory, name));
-      sockets.push(
-        await ControlSocket.open(join(directory, name, 'podwire-x.sock'), { '/v1/status': () => undefined }),
-      );
-    }
+    const open = (name: string): Promise<ControlSocket> =>
+      ControlSocket.open(join(directory, name, 'podwire-x.sock'), { '/v1/status': () => undefined });
+    await using _q = await open('q');
+    await using _p = await open('p');
+    await using _r = await open('r');
     const line = (name: string): string =>
       `0000: 00000002 00000000 00010000 0001 01 7 ${directory}/${name}/.pw0123abcd`;
     const expected = ['p', 'q', 'r'].map((name) => join(directory, name, 'podwire-x.sock'));
@@ -346,7 +344,6 @@ describe.skipIf(missing({ files: ['dist/bundle/main.cjs'] }))('the command', { t
       const found = (await findAgents(join(directory, 'list'))).map(({ controlSocket }) => controlSocket);
       expect(found.filter((each) => each.startsWith(directory))).toEqual(expected);
     }
-    for (const socket of sockets) await socket.close();
   });
 
   test.each([

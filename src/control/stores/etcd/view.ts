@@ -6,7 +6,7 @@
 import type { HeldSubnets } from '../../allocator.js';
 import type { Clock } from '../../clock.js';
 import { decodeLease, MAX_VALUE_BYTES, tryDecodeLease, type StoredLease } from '../../lease-codec.js';
-import { DEFAULT_TTL_MS, type AcquireRequest, type StoreNotice, type LeaseSubnets } from '../../lease.js';
+import { DEFAULT_TTL_MS, type AcquireRequest, type LeaseSubnets, type StoreNotice } from '../../lease.js';
 import { tryParseLeaseKey } from '../../lease-key.js';
 import { EntryTable } from '../entry-table.js';
 import type { EtcdKeys } from './keys.js';
